@@ -1,0 +1,36 @@
+"""Machine translation trained by energies: follow the gradient of what says how bad a translation is.
+
+The shape legend. A name that ends in capitals says its axes: `logits_BTV` is [sentences, target tokens, vocabulary].
+
+    B  sentences of a batch
+    S  source tokens, the end token included
+    T  target tokens, without start and end token
+    U  target positions with the end token (T + 1)
+    V  vocabulary (the width of the logits)
+    D  width of an embedding or a hidden state
+    K  candidates of one source sentence
+    R  rows: any selection or repetition of sentences
+    L  lengths that a length head tells apart
+
+The map of the house. Science first: nothing in this block knows of Ray or MLflow.
+
+    records      what flows between the rooms: frozen dataclasses, a shape for each field
+    operators    logits -> relaxed tokens (SX STL SG ST GX), and relaxed tokens -> expected embeddings
+    energies     E(source, prediction) -> energy_B, differentiable, lower is better
+    models       the translators: recurrent, transformer, masked
+    data         corpora, vocabularies, batches, and the generated toy language
+    decoding     beam search, mask-predict, re-ranking
+    metrics      translation quality, energies, repetitions, significance
+
+Around it: how a run lives.
+
+    training     the one training loop
+    tracking     MLflow, the model registry
+    cluster      Ray: start, check, launch
+    cli          the command line
+    errors       what a user can act on, with the exit code of each
+
+One-way streets: `search_spaces` -> `trainables` -> `energymt`. Importing `energymt` loads nothing heavy.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The commands of the command line, one file a subject. Everything heavy is imported when a command runs."""

@@ -1,0 +1,88 @@
+"""`energymt models import | average | export | push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from energymt.errors import StorageError
+
+app = typer.Typer(no_args_is_help=True)
+
+Out = Annotated[Path, typer.Argument(help="Folder to write.")]
+
+
+@app.command("import")
+def import_(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face id of an encoder-decoder checkpoint.")],
+    out: Out,
+    source_language: Annotated[
+        str | None, typer.Option(help="Code of the source language (mBART, M2M100, NLLB).")
+    ] = None,
+    target_language: Annotated[str | None, typer.Option(help="Code of the target language.")] = None,
+    source_prefix: Annotated[
+        str, typer.Option(help="Text before every source (T5: 'translate German to English: ').")
+    ] = "",
+) -> None:
+    """Make a model folder of a Hugging Face encoder-decoder (Marian, BART, mBART, T5, M2M100, NLLB)."""
+    from energymt.data.hub import HubVocabulary
+    from energymt.folders import atomic_folder, write_manifest
+    from energymt.models.transformer import TransformerTranslator
+    from energymt.storage import fetch
+
+    folder = fetch(checkpoint)
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is a file; give the folder of a checkpoint, or its Hugging Face id.")
+    vocabulary = HubVocabulary.open(
+        folder, source_language=source_language, target_language=target_language, source_prefix=source_prefix
+    )
+    model = TransformerTranslator.from_pretrained(folder, vocabulary, vocabulary.target_code)
+    with atomic_folder(out) as part:
+        model.save(part)
+        write_manifest(part, {"imported": checkpoint})
+    typer.echo(f"{out} holds {type(model.network).__name__} with {vocabulary.size:,} tokens.")
+
+
+@app.command()
+def average(
+    models: Annotated[
+        list[Path], typer.Argument(help="Model folders of the same architecture, then the folder to write.")
+    ],
+) -> None:
+    """Average the weights of several models."""
+    from energymt.models.averaging import average_models
+
+    *sources, out = models
+    average_models(sources, out)
+    typer.echo(f"{out} holds the mean of {len(sources)} models.")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Address of the model.")],
+    kind: Annotated[
+        Literal["ctranslate2", "onnx"], typer.Option(help="Autoregressive models to ctranslate2, others to onnx.")
+    ],
+    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the exported weights.")] = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: inside the model's folder.")] = None,
+) -> None:
+    """Export for fast decoding (`energymt translate --engine`)."""
+    from energymt.export import export_model
+    from energymt.storage import fetch
+
+    typer.echo(str(export_model(fetch(model), kind, precision, out)))
+
+
+@app.command()
+def push(
+    model: Annotated[str, typer.Argument(help="Address of the model.")],
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it there.")] = False,
+) -> None:
+    """Upload a model folder to the Hugging Face hub."""
+    from energymt.models.publishing import push_folder
+    from energymt.storage import fetch
+
+    typer.echo(push_folder(fetch(model), repository, private=private))

@@ -1,0 +1,160 @@
+"""Where text stands (`DataConfig`), and the text itself (`Corpus`)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from energymt.data.formats import Records, pick, read_hub, read_jsonl, read_text, read_tsv
+from energymt.errors import ConfigurationError, DataError
+
+HUB = "hub:"
+FORMATS = {".tsv": "tsv", ".jsonl": "jsonl", ".txt": "text"}
+REMOTE = ("s3://", "runs:/", "models:/")
+TEXT_NAMES = ("source", "target")  # of the two sides of a pair of text files
+
+
+class DataConfig(BaseModel):
+    """Where parallel text stands and how it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    path: str
+    """Address of a TSV or JSONL file, or of the source side of a pair of text files, plain or .gz; or `hub:NAME`, the
+    id of a Hugging Face dataset."""
+    source: str | None = None
+    """Column (TSV, dataset) or key (JSONL) of the source text; a dot goes into nested values (`translation.de`)."""
+    target: str | None = None
+    """Column or key of the target text."""
+    target_path: str | None = None
+    """Address of the target side, where source and target are two text files, line by line."""
+    format: Literal["tsv", "jsonl", "text"] | None = None
+    """Format of the file; None tells it by the name: .tsv, .jsonl or .txt, each perhaps with .gz; with a `target_path`
+    it is text."""
+    subset: str | None = None
+    """Configuration of a Hugging Face dataset (`de-en`)."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    segmented: bool = False
+    """Whether the text is already segmented into pieces that spaces part (BPE `@@ `, SentencePiece pieces)."""
+    joiner: str | None = None
+    """How segmented pieces grow together in output: "@@" (at the end of a piece that goes on), "▁" (SentencePiece)."""
+    rows: PositiveInt | None = None
+    """Read this many pairs from the start; None reads all."""
+    max_source_tokens: PositiveInt = 250
+    """Longest source, in tokens with the end token; longer pairs are left out. Models have room for 256 with all
+    start tokens and language codes."""
+    max_target_tokens: PositiveInt = 250
+    """Longest target, in tokens with the end token."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences, or sentence pairs, in the order of their file."""
+
+    source: list[str]
+    target: list[str] | None
+    origin: str
+    """Where the text comes from, for people."""
+    segmented: bool = False
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all texts."""
+        digest = hashlib.sha256("\n".join(self.source).encode("utf-8", "surrogatepass"))
+        if self.target is not None:
+            digest.update(b"\0" + "\n".join(self.target).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def read_corpus(config: DataConfig, *, need_target: bool = True) -> Corpus:
+    """Read the text that `config` names. Without `need_target`, a target is read only where `config` names one.
+
+    Raises:
+        ConfigurationError: a format that cannot be told, or keys that do not go together.
+        DataError: a missing, cut, malformed or empty file; the sentence names file and line.
+    """
+    kind = _format(config)
+    source, target = _names(config, kind, need_target)
+    sources: list[str] = []
+    targets: list[str] = []
+    for place, record in islice(_records(config, kind, [source] if target is None else [source, target]), config.rows):
+        sources.append(pick(record, source, place))
+        if target is not None:
+            targets.append(pick(record, target, place))
+    if not sources:
+        raise DataError(f"{config.path} holds no sentence; check that it was written to its end.")
+    shown = config.target_path if kind == "text" else f"{source} → {target}" if target else source
+    origin = f"{config.path} ({shown})" if shown else config.path
+    return Corpus(sources, None if target is None else targets, origin, config.segmented)
+
+
+def _format(config: DataConfig) -> str:
+    if config.path.startswith(HUB):
+        return "hub"
+    if config.format is not None:
+        return config.format
+    if config.target_path is not None:
+        return "text"
+    suffix = Path(config.path.removesuffix(".gz")).suffix
+    if suffix not in FORMATS:
+        raise ConfigurationError(
+            f"The format of {config.path} cannot be told by its name: name it {', '.join(FORMATS)} (or .gz of these), "
+            f"or set format to one of {', '.join(FORMATS.values())}."
+        )
+    return FORMATS[suffix]
+
+
+def _names(config: DataConfig, kind: str, need_target: bool) -> tuple[str, str | None]:
+    """The names of source and target in the records of the file."""
+    if kind == "text":
+        if config.source is not None or config.target is not None:
+            raise ConfigurationError(f"{config.path} is plain text without columns: drop source and target.")
+        if config.target_path is None and need_target:
+            raise ConfigurationError(f"{config.path} needs translations beside it: name their file in target_path.")
+        return TEXT_NAMES[0], None if config.target_path is None else TEXT_NAMES[1]
+    if config.target_path is not None:
+        raise ConfigurationError(f"{config.path} holds columns: name the translations in target, not in target_path.")
+    if config.source is None:
+        raise ConfigurationError(f"{config.path} holds columns: name that of the source text in source.")
+    if config.target is None and need_target:
+        raise ConfigurationError(f"{config.path} holds columns: name that of the translations in target.")
+    return config.source, config.target
+
+
+def _records(config: DataConfig, kind: str, columns: list[str]) -> Records:
+    if kind == "hub":
+        return read_hub(config.path.removeprefix(HUB), config.subset, config.split, columns)
+    path = _local(config.path)
+    if kind == "tsv":
+        return read_tsv(path, columns)
+    if kind == "jsonl":
+        return read_jsonl(path)
+    return read_text(path, None if config.target_path is None else _local(config.target_path), TEXT_NAMES)
+
+
+def _local(address: str) -> Path:
+    if not address.startswith(REMOTE):
+        return Path(address).expanduser()
+    from energymt.storage import fetch
+
+    return fetch(address)
+
+
+def write_tsv(corpus: Corpus, path: Path) -> None:
+    """Write a corpus with the columns `source` and, if it has targets, `target`."""
+    columns = [["source", *corpus.source]]
+    if corpus.target is not None:
+        columns.append(["target", *corpus.target])
+    path.write_text(
+        "".join("\t".join(row) + "\n" for row in zip(*columns, strict=True)), encoding="utf-8", newline="\n"
+    )

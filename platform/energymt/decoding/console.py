@@ -1,0 +1,72 @@
+"""`energymt translate`: stdin to stdout in order, a progress bar where a person looks on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from energymt.data.vocabulary import require_same
+from energymt.decoding.translate import DecodingOptions, Translator
+from energymt.errors import ConfigurationError, DataError
+from energymt.models import load_translator
+from energymt.storage import fetch
+
+
+def translate_stream(
+    address: str, options: DecodingOptions, *, rerank: str | None, engine: str, precision: str
+) -> None:
+    """Translate the lines of stdin; with `n_best` above 1 each is written as `number ||| text ||| score`."""
+    translator = open_translator(fetch(address), options, rerank=rerank, engine=engine, precision=precision)
+    lines = read_lines(sys.stdin.buffer)
+    for number, translations in enumerate(_with_progress(translator.stream(lines))):
+        for text, hypothesis in translations:
+            print(text if options.n_best == 1 else f"{number} ||| {text} ||| {hypothesis.score:.4f}", flush=True)
+
+
+def open_translator(
+    folder: Path, options: DecodingOptions, *, rerank: str | None, engine: str, precision: str
+) -> Translator:
+    """A model folder with one of the engines; `rerank` is the address of a teacher whose energy chooses."""
+    energy = None
+    if engine == "torch":
+        model: Any = load_translator(folder)
+    else:
+        from energymt.export import load_export
+
+        model = load_export(folder, engine, precision)
+    if rerank is not None:
+        from energymt.energies import AutoregressiveEnergy
+        from energymt.evaluation import load_teacher
+
+        teacher = load_teacher(rerank)
+        require_same(teacher.vocabulary, model.vocabulary, f"the energy {rerank}", f"the translator {folder}")
+        energy = AutoregressiveEnergy(teacher)
+    elif engine == "ctranslate2" and options.n_best > options.beam:
+        raise ConfigurationError(f"n_best is {options.n_best} and beam {options.beam}: raise beam or lower n_best.")
+    return Translator(model, options, energy)
+
+
+def read_lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines of UTF-8; a line that is none stops the translation with its number."""
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"Line {number} of the input is not UTF-8 (byte {error.start + 1}); convert it.") from None
+
+
+def _with_progress(translations: Iterator[Any]) -> Iterator[Any]:
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        yield from translations
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("translating"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("translating", total=None)
+        for item in translations:
+            progress.advance(task)
+            yield item

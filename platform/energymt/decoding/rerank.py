@@ -1,0 +1,69 @@
+"""Ranking by an energy: candidates of one source sentence, or a finished n-best list. Lower energy is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from energymt.energies import Energy
+from energymt.records import Hypothesis, Prediction, Source
+
+Rank = Callable[[Source, Tensor, Tensor], Tensor]
+"""(R source rows, ids_RT, mask_RT) -> score_R, higher is better."""
+
+
+@runtime_checkable
+class DiscreteEnergy(Protocol):
+    """An energy with a short way for discrete tokens, like `AutoregressiveEnergy`."""
+
+    def discrete(self, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The energy of each sentence, [B]."""
+        ...
+
+
+def energy_of(energy: Energy, source: Source, ids_RT: Tensor, mask_RT: Tensor, vocabulary_size: int) -> Tensor:
+    """The energy of discrete translations, [R]; the prediction puts all its mass on the tokens given."""
+    if isinstance(energy, DiscreteEnergy):
+        return energy.discrete(source, ids_RT, mask_RT)
+    with torch.no_grad():
+        return energy(source, Prediction.of_ids(ids_RT, mask_RT, vocabulary_size))
+
+
+def by_energy(energy: Energy, vocabulary_size: int) -> Rank:
+    """A ranking for `mask_predict.decode`: minus the energy. `vocabulary_size` is the width of the logits."""
+    return lambda source, ids_RT, mask_RT: -energy_of(energy, source, ids_RT, mask_RT, vocabulary_size)
+
+
+def rerank(
+    hypotheses: Sequence[Sequence[Hypothesis]], source: Source, energy: Energy, vocabulary_size: int
+) -> list[list[Hypothesis]]:
+    """The n-best lists of B source sentences, each sorted by energy, which `extra["energy"]` then holds.
+
+    Hypotheses of equal energy keep their order; one whose energy is not a number comes last.
+    """
+    device = source.ids_BS.device
+    flat = [hypothesis for candidates in hypotheses for hypothesis in candidates]
+    if not flat:
+        return [[] for _ in hypotheses]
+    longest = max(1, *(len(hypothesis.ids) for hypothesis in flat))
+    # Padding takes any token: the mask says that nobody reads it.
+    ids_RT = torch.tensor([[*hypothesis.ids, *[0] * (longest - len(hypothesis.ids))] for hypothesis in flat])
+    lengths_R = torch.tensor([len(hypothesis.ids) for hypothesis in flat])
+    mask_RT = torch.arange(longest) < lengths_R[:, None]
+    rows_R = torch.arange(len(hypotheses)).repeat_interleave(torch.tensor([len(found) for found in hypotheses]))
+    energy_R = energy_of(
+        energy, source.select(rows_R.to(device)), ids_RT.to(device), mask_RT.to(device), vocabulary_size
+    )
+    scored = iter(
+        [hypothesis.with_extra(energy=value) for hypothesis, value in zip(flat, energy_R.tolist(), strict=True)]
+    )
+    lists = [[next(scored) for _ in candidates] for candidates in hypotheses]
+    return [sorted(candidates, key=_energy_nan_last) for candidates in lists]
+
+
+def _energy_nan_last(hypothesis: Hypothesis) -> tuple[bool, float]:
+    value = hypothesis.extra["energy"]
+    return (value != value, value)

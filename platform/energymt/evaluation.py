@@ -1,0 +1,180 @@
+"""Models on a test set: scores with intervals, and paired tests between two of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from energymt.data.batching import pad
+from energymt.data.corpus import Corpus
+from energymt.data.vocabulary import require_same
+from energymt.decoding.translate import DecodingOptions, Translator
+from energymt.energies import AutoregressiveEnergy
+from energymt.errors import ConfigurationError
+from energymt.metrics.significance import Comparison, Interval, compare, interval
+from energymt.metrics.translation import Report, Statistics, evaluate, statistics
+from energymt.models import AutoregressiveModel, load_translator
+from energymt.records import Hypothesis, Source
+from energymt.storage import fetch
+
+SENTENCES_AT_ONCE = 64
+SHOWN = {"bleu": "BLEU", "chrf": "chrF", "energy": "energy", "repetition": "repeated", "length_ratio": "length ratio"}
+
+
+@dataclass(frozen=True)
+class System:
+    """One model's translations of a test set and their scores."""
+
+    name: str
+    outputs: list[str]
+    report: Report
+    statistics: dict[str, Statistics]
+    intervals: dict[str, Interval]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "model": self.name,
+            **self.report.to_dict(),
+            "intervals": {key: value.to_dict() for key, value in self.intervals.items()},
+            "seconds": self.seconds,
+            "outputs": self.outputs,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One system, or two and their paired comparison."""
+
+    systems: list[System]
+    comparisons: dict[str, Comparison]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "systems": [system.to_dict() for system in self.systems],
+            "comparisons": {key: value.to_dict() for key, value in self.comparisons.items()},
+        }
+
+
+def load_teacher(address: str) -> AutoregressiveModel:
+    """An autoregressive model, whose −log p is an energy."""
+    model = load_translator(fetch(address))
+    if not isinstance(model, AutoregressiveModel):
+        raise ConfigurationError(f"{address} is not autoregressive: its −log p is no energy here.")
+    return model
+
+
+def evaluate_models(
+    addresses: Sequence[str],
+    corpus: Corpus,
+    options: DecodingOptions,
+    *,
+    energy: str | None = None,
+    oracle_lengths: bool = False,
+) -> Evaluation:
+    """Translate and score `corpus` by one or two models."""
+    teacher = load_teacher(energy) if energy is not None else None
+    systems = [evaluate_model(address, corpus, options, teacher, oracle_lengths) for address in addresses]
+    comparisons = {}
+    if len(systems) == 2:
+        first, second = systems
+        comparisons = {key: compare(first.statistics[key], second.statistics[key]) for key in first.statistics}
+    return Evaluation(systems, comparisons)
+
+
+def evaluate_model(
+    address: str,
+    corpus: Corpus,
+    options: DecodingOptions,
+    teacher: AutoregressiveModel | None = None,
+    oracle_lengths: bool = False,
+) -> System:
+    """Translate a test set by one model and score it; with a teacher, its energy of every output is a score too."""
+    assert corpus.target is not None
+    model = load_translator(fetch(address))
+    words = model.vocabulary
+    reference_ids = [words.encode(text) for text in corpus.target]
+    lengths = [max(1, len(ids)) for ids in reference_ids] if oracle_lengths else None
+    start = time.perf_counter()
+    found = [candidates[0] for candidates in Translator(model, options).translate(corpus.source, lengths)]
+    seconds = time.perf_counter() - start
+    hypotheses = [hypothesis for _, hypothesis in found]
+    values: dict[str, list[float]] = {}
+    if teacher is not None:
+        require_same(teacher.vocabulary, words, "the teacher", address)
+        values["energy"] = energies(teacher, corpus.source, [list(item.ids) for item in hypotheses])
+    outputs, references = [text for text, _ in found], [words.as_plain_text(text) for text in corpus.target]
+    report, rows = _scores(model, corpus, outputs, references, hypotheses, reference_ids, values)
+    return System(address, outputs, report, rows, {key: interval(value) for key, value in rows.items()}, seconds)
+
+
+def _scores(
+    model: Any,
+    corpus: Corpus,
+    outputs: list[str],
+    references: list[str],
+    hypotheses: list[Hypothesis],
+    reference_ids: list[list[int]],
+    values: dict[str, list[float]],
+) -> tuple[Report, dict[str, Statistics]]:
+    shared: dict[str, Any] = {
+        "hypothesis_tokens": [hypothesis.ids for hypothesis in hypotheses],
+        "reference_tokens": reference_ids,
+        "values": values,
+        "tokenize": "none" if corpus.segmented else "13a",
+    }
+    lengths = [len(model.vocabulary.encode_source(text)) for text in corpus.source]
+    report = evaluate(corpus.source, outputs, references, source_lengths=lengths, **shared)
+    return report, statistics(outputs, references, **shared)
+
+
+def energies(teacher: AutoregressiveModel, sources: Sequence[str], targets: Sequence[Sequence[int]]) -> list[float]:
+    """The discrete energy of each pair, in nats per sentence, end of sentence counted."""
+    energy = AutoregressiveEnergy(teacher)
+    words = teacher.vocabulary
+    found = [0.0] * len(sources)
+    order = sorted(range(len(sources)), key=lambda row: len(targets[row]))
+    for start in range(0, len(order), SENTENCES_AT_ONCE):
+        rows = order[start : start + SENTENCES_AT_ONCE]
+        source = Source(*pad([words.encode_source(sources[row]) for row in rows], words.pad_id)).to(teacher.device)
+        ids_BT, mask_BT = (part.to(teacher.device) for part in pad([targets[row] for row in rows], words.pad_id))
+        with torch.inference_mode():
+            values = energy.discrete(source, ids_BT, mask_BT).tolist()
+        for row, value in zip(rows, values, strict=True):
+            found[row] = value
+    return found
+
+
+def energies_of(teacher: AutoregressiveModel, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
+    """The same for translations given as text."""
+    return energies(teacher, sources, [teacher.vocabulary.encode(text) for text in targets])
+
+
+def show(result: Evaluation) -> str:
+    """Scores with 95 % intervals as a table, source-length buckets below, then the paired tests."""
+    lines = []
+    for system in result.systems:
+        scores = system.report.to_dict()
+        lines.append(f"{system.name}  ({system.report.overall.sentences} sentences, {system.seconds:.1f} s)")
+        for key, label in SHOWN.items():
+            if key in system.intervals:
+                found = system.intervals[key]
+                lines.append(f"  {label:13}{float(str(scores[key])):9.3f}   95 % [{found.low:.3f}, {found.high:.3f}]")
+        for bucket in system.report.by_source_length:
+            own = bucket.scores.flat()
+            parts = "  ".join(f"{label} {own[key]:.2f}" for key, label in SHOWN.items() if key in own)
+            lines.append(f"  source {bucket.name:>6} tokens ({bucket.scores.sentences:4}): {parts}")
+        lines.append(f"  {system.report.signatures.get('bleu', '')}")
+    if result.comparisons:
+        lines.append("first minus second, paired bootstrap and approximate randomisation:")
+    for key, comparison in result.comparisons.items():
+        if key in SHOWN:
+            facts = "  ".join(f"{name} {value:.4g}" for name, value in comparison.to_dict().items())
+            lines.append(f"  {SHOWN[key]:13}{facts}")
+    return "\n".join(lines)

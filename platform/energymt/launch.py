@@ -1,0 +1,122 @@
+"""A run from command to registry: tracked, here or on Ray, its model registered at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from energymt import runs
+from energymt.configuration import TrainingConfig
+from energymt.tracking import NO_TRACKING, Tracker, open_tracker
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run trains."""
+
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    on_ray: bool = False
+
+
+@dataclass(frozen=True)
+class Bookkeeping:
+    """Where a run is written down."""
+
+    uri: str | None  # MLflow store; None is the default one, "none" is no tracking
+    experiment: str
+    run_name: str
+    registered_name: str
+    parent_run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What to tell the user, and the exit code."""
+
+    sentence: str
+    exit_code: int
+    metrics: dict[str, float]
+
+
+def launch(
+    trainable: str,
+    config: TrainingConfig,
+    folder: Path,
+    placement: Placement,
+    bookkeeping: Bookkeeping,
+    echo: Callable[[str], None],
+) -> Ending:
+    """Train, track and register. An interrupted run ends with exit code 130 and goes on by the same command."""
+    tracker = open_tracker(
+        bookkeeping.uri,
+        bookkeeping.experiment,
+        bookkeeping.run_name,
+        folder,
+        parent_run_id=bookkeeping.parent_run_id,
+    )
+    status = "FAILED"
+    try:
+        if bookkeeping.uri != NO_TRACKING:
+            from energymt.tracking.provenance import describe_run
+
+            describe_run(tracker, trainable, config.model_dump(mode="json"), folder)
+        best, metrics, interrupted, step = _train(trainable, config, folder, placement, tracker, echo)
+        status = "KILLED" if interrupted else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        left = tracker.finish(status)
+        if left:
+            echo(left)
+    if interrupted:
+        sentence = f"Stopped at step {step} of {config.steps}; the same command goes on from there."
+        return Ending(sentence, INTERRUPTED, metrics)
+    module = runs.load_trainable(trainable)
+    metric = module.TRAINABLE.METRIC
+    value = metrics.get(metric, best)
+    sentence = f"{folder / runs.MODEL} holds the model: {metric} {value:.4g} after {step} steps."
+    if bookkeeping.uri != NO_TRACKING:
+        sentence += " " + _register(folder, metric, value, module.TRAINABLE.HIGHER_IS_BETTER, bookkeeping)
+    return Ending(sentence, 0, metrics)
+
+
+def _train(
+    trainable: str,
+    config: TrainingConfig,
+    folder: Path,
+    placement: Placement,
+    tracker: Tracker,
+    echo: Callable[[str], None],
+) -> tuple[float, dict[str, float], bool, int]:
+    if not placement.on_ray:
+        result = runs.train(trainable, config, folder, tracker, echo)
+        progress = result.progress
+        return progress.best or 0.0, result.metrics, result.interrupted, progress.step
+    from energymt.cluster import runtime
+    from energymt.cluster.launch import Workers, train_on_ray
+
+    runtime.start()
+    workers = Workers(placement.workers, gpus=placement.gpus_per_worker)
+    outcome = train_on_ray(trainable, config, folder, workers=workers, tracker=tracker, echo=echo)
+    return outcome.best or 0.0, outcome.metrics, outcome.interrupted, outcome.step
+
+
+def _register(folder: Path, metric: str, value: float, higher_is_better: bool, bookkeeping: Bookkeeping) -> str:
+    from energymt.tracking.outbox import run_id_of
+    from energymt.tracking.registry import register_model
+
+    version = register_model(
+        folder / runs.MODEL,
+        bookkeeping.registered_name,
+        metric=metric,
+        value=value,
+        mode="max" if higher_is_better else "min",
+        run_id=run_id_of(folder),
+        uri=bookkeeping.uri,
+    )
+    return f"Registered as {version.address}{' (champion)' if version.champion else ''}: {version.reason}."

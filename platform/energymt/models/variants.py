@@ -1,0 +1,73 @@
+"""Named sizes of every architecture: what a paper used, what a laptop trains, what the toy language needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from energymt.configuration import validate
+from energymt.data.vocabulary import Vocabulary
+from energymt.errors import ConfigurationError
+from energymt.models.masked import MaskedConfig, MaskedTranslator
+from energymt.models.recurrent import RecurrentConfig, RecurrentTranslator, TaggerConfig, TaggerTranslator
+from energymt.models.transformer import TransformerConfig, TransformerTranslator
+from energymt.models.translator import Translator
+
+_TOY: dict[str, Any] = {
+    "width": 96,
+    "feedforward": 192,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "heads": 4,
+    "dropout": 0.0,
+}
+_LAPTOP: dict[str, Any] = {
+    "width": 128,
+    "feedforward": 512,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "heads": 4,
+    "dropout": 0.2,
+}
+_SMALL: dict[str, Any] = {
+    "width": 256,
+    "feedforward": 1024,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "heads": 4,
+    "dropout": 0.3,
+}
+
+VARIANTS: dict[str, BaseModel] = {
+    "transformer-toy": TransformerConfig(**_TOY),
+    "transformer-laptop": TransformerConfig(**_LAPTOP),
+    "transformer-small": TransformerConfig(**_SMALL),
+    "transformer-base": TransformerConfig(),
+    "masked-toy": MaskedConfig(**_TOY),
+    "masked-laptop": MaskedConfig(**_LAPTOP),
+    "masked-small": MaskedConfig(**_SMALL),
+    "masked-base": MaskedConfig(),
+    "recurrent-toy": RecurrentConfig(embedding=64, encoder=48, decoder=96, dropout=0.0),
+    "recurrent-laptop": RecurrentConfig(embedding=128, encoder=128, decoder=192, dropout=0.2),
+    "recurrent-paper": RecurrentConfig(),
+    "tagger-toy": TaggerConfig(embedding=64, hidden=64, dropout=0.0),
+    "tagger-laptop": TaggerConfig(embedding=128, hidden=192, dropout=0.2),
+    "tagger-paper": TaggerConfig(),
+}
+
+
+def make_translator(variant: str, vocabulary: Vocabulary, **changes: float) -> Translator:
+    """A new translator of a named size with random weights; `changes` replace single fields (dropout, width, ...)."""
+    if variant not in VARIANTS:
+        raise ConfigurationError(f"Unknown model variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
+    config = VARIANTS[variant]
+    config = validate(type(config), {**config.model_dump(), **changes}, f"model.changes of {variant}")
+    if isinstance(config, TransformerConfig):
+        return TransformerTranslator.from_config(config, vocabulary)
+    if isinstance(config, MaskedConfig):
+        return MaskedTranslator(config, vocabulary)
+    if isinstance(config, RecurrentConfig):
+        return RecurrentTranslator(config, vocabulary)
+    assert isinstance(config, TaggerConfig)
+    return TaggerTranslator(config, vocabulary)

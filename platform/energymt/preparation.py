@@ -1,0 +1,66 @@
+"""What every trainable needs before its first step: vocabulary, encoded text, the plan of batches, the network."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from energymt.configuration import TrainingConfig
+from energymt.data.batching import EncodedCorpus, StepPlan, encode_corpus
+from energymt.data.corpus import Corpus, read_corpus
+from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, require_same
+from energymt.models import Translator, load_translator, make_translator
+from energymt.storage import fetch
+
+
+@dataclass(frozen=True)
+class Text:
+    """Training and development text, and the same as token ids."""
+
+    vocabulary: Vocabulary
+    train: EncodedCorpus
+    dev_corpus: Corpus
+    dev: EncodedCorpus
+    plan: StepPlan
+
+
+def prepare_text(config: TrainingConfig) -> Text:
+    """Read and encode the data of a run.
+
+    Raises:
+        DataError: a file is missing or malformed, or no pair is left after the length limits.
+    """
+    train_corpus, dev_corpus = read_corpus(config.train), read_corpus(config.dev)
+    vocabulary = open_vocabulary(config, train_corpus)
+    train = encode_corpus(train_corpus, vocabulary, config.train.max_source_tokens, config.train.max_target_tokens)
+    dev = encode_corpus(dev_corpus, vocabulary, config.dev.max_source_tokens, config.dev.max_target_tokens)
+    plan = StepPlan(train, config.tokens_per_step, config.tokens_per_micro_batch, config.seed)
+    return Text(vocabulary, train, dev_corpus, dev, plan)
+
+
+def open_vocabulary(config: TrainingConfig, corpus: Corpus) -> Vocabulary:
+    """The vocabulary that the configuration names, that of the model to start from, or a new one."""
+    address = config.vocabulary.path or config.model.init
+    if address is not None:
+        return load_vocabulary(fetch(address))
+    lines = itertools.chain(corpus.source, corpus.target or [])
+    return SentencePieceVocabulary.train(
+        lines,
+        config.vocabulary.size,
+        model_type=config.vocabulary.model_type,
+        segmented=config.train.segmented,
+        joiner=config.train.joiner,
+    )
+
+
+def open_model(config: TrainingConfig, vocabulary: Vocabulary) -> Translator:
+    """The network to train: a copy of `model.init`, or a new one of the named size.
+
+    Raises:
+        ConfigurationError: `vocabulary.path` is not the vocabulary of `model.init`, or a size is impossible.
+    """
+    if config.model.init is not None:
+        model = load_translator(fetch(config.model.init))
+        require_same(vocabulary, model.vocabulary, f"vocabulary.path {config.vocabulary.path}", config.model.init)
+        return model
+    return make_translator(config.model.variant, vocabulary, **config.model.changes)

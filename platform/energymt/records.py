@@ -1,0 +1,148 @@
+"""What flows between the rooms: frozen records, each field with its shape.
+
+Shape legend (see `energymt.__init__`): B sentences, S source tokens, T target tokens without the end token,
+V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from energymt.operators import Noise
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor | Noise) else value
+
+
+@dataclass(frozen=True)
+class Source:
+    """A padded batch of source sentences, as token ids that end in the end-of-sentence token."""
+
+    ids_BS: Tensor
+    mask_BS: Tensor  # bool, True on real tokens
+
+    def to(self, device: torch.device) -> Source:
+        return Source(self.ids_BS.to(device), self.mask_BS.to(device))
+
+    def select(self, rows_R: Tensor) -> Source:
+        """Rows of this batch, in the order given and possibly repeated."""
+        return Source(self.ids_BS[rows_R], self.mask_BS[rows_R])
+
+    def __len__(self) -> int:
+        return self.ids_BS.shape[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: sentence pairs that go through the networks together. Targets hold neither start nor end token."""
+
+    sentence_ids_B: Tensor  # int64, the row in the corpus: it keys the noise
+    source: Source
+    target_BT: Tensor
+    target_mask_BT: Tensor  # bool
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.sentence_ids_B.to(device),
+            self.source.to(device),
+            self.target_BT.to(device),
+            self.target_mask_BT.to(device),
+        )
+
+    @property
+    def target_lengths_B(self) -> Tensor:
+        return self.target_mask_BT.sum(1)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """All micro-batches of ONE global optimizer step that fall to this worker.
+
+    How the step is cut into micro-batches depends on the data and the token budget, never on the number of workers.
+    """
+
+    step: int  # global optimizer step, counted from 0
+    epoch: int
+    micro_batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a translator says of a target: one logit vector a position.
+
+    `hard_ids_BT` is the value that a hard operator takes instead of the argmax (a sample); `noise` names the Gumbel
+    noise that SG and GX add.
+    """
+
+    logits_BTV: Tensor
+    mask_BT: Tensor  # bool, True on real positions
+    hard_ids_BT: Tensor | None = None
+    noise: Noise | None = None
+
+    def argmax(self) -> Prediction:
+        """The same prediction with one-hot logits (0 at the argmax, -inf elsewhere): its energy is the discrete one."""
+        ids_BT = self.logits_BTV.argmax(-1) if self.hard_ids_BT is None else self.hard_ids_BT
+        return Prediction.of_ids(ids_BT, self.mask_BT, self.logits_BTV.shape[-1], self.logits_BTV.dtype)
+
+    @staticmethod
+    def of_ids(ids_BT: Tensor, mask_BT: Tensor, vocabulary: int, dtype: torch.dtype = torch.float32) -> Prediction:
+        """A prediction that puts all its mass on the given tokens."""
+        logits_BTV = torch.full((*ids_BT.shape, vocabulary), float("-inf"), dtype=dtype, device=ids_BT.device)
+        logits_BTV.scatter_(-1, ids_BT.unsqueeze(-1), 0.0)
+        return Prediction(logits_BTV, mask_BT, hard_ids_BT=ids_BT)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss, kept as a sum and a count, so that accumulation and data parallelism are exact.
+
+    loss = Σ_terms weight · (Σ sum over micro-batches and workers) / (Σ count over micro-batches and workers)
+    """
+
+    name: str
+    sum: Tensor  # scalar
+    count: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, handed from a trainable to the loop.
+
+    `losses(batch)` gives the terms of one micro-batch; `counts(batch)` gives the count of each of its terms, known
+    before any forward pass, so that the loop can sum counts over workers first. `terms` names them all, also for a
+    worker to which no micro-batch falls.
+    """
+
+    terms: tuple[str, ...]
+    micro_batches: Sequence[Batch]
+    losses: Callable[[Batch], list[Term]]
+    counts: Callable[[Batch], dict[str, float]]
+
+
+Steps = Iterator[Step]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One translation of one source sentence.
+
+    `score` is the mean log-probability that ranked it (nats per token, higher is better); `total` the sum in nats.
+    """
+
+    ids: tuple[int, ...]
+    score: float
+    total: float
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def with_extra(self, **values: float) -> Hypothesis:
+        return replace(self, extra={**self.extra, **values})

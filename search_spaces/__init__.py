@@ -1,0 +1,1 @@
+"""Search spaces: one file a sweep, run by `energymt sweep NAME`."""

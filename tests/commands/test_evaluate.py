@@ -1,0 +1,116 @@
+"""`energymt evaluate` and `score`: the numbers, where they are written, and what cannot be scored."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sacrebleu
+
+from tests.commands.conftest import STUDENT, TEACHER
+from tests.terminal import Done, quick
+
+ENGINE = "runs/engine/model"
+DATA = ("--data", "test.tsv", "--source", "source", "--target", "target")
+ONE_PASS = ("--iterations", "1", "--length-beam", "3", "--beam", "1")
+
+
+@pytest.fixture(scope="module")
+def evaluated(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, dict[str, Any], list[str]]:
+    """Two students against each other with an energy: what was printed, the JSON file, the translations."""
+    out = tmp_path_factory.mktemp("evaluated")
+    files = ("--json", str(out / "scores.json"), "--output", str(out / "translations"))
+    both = ("--against", STUDENT, "--energy", TEACHER)
+    done = quick("evaluate", ENGINE, *DATA, *both, *ONE_PASS, *files, folder=shared)
+    assert (done.code, done.err) == (0, "")
+    lines = (out / "translations").read_text("utf-8").splitlines()
+    return done, json.loads((out / "scores.json").read_text("utf-8")), lines
+
+
+def test_the_table_shows_scores_with_intervals(evaluated) -> None:
+    done, found, _ = evaluated
+    for name, model in zip((ENGINE, STUDENT), found["systems"], strict=True):
+        assert f"{name}  (24 sentences" in done.out
+        for key in ("bleu", "chrf", "energy", "repetition", "length_ratio"):
+            interval = model["intervals"][key]
+            assert interval["low"] <= model[key] <= interval["high"]
+            assert f"{model[key]:.3f}   95 % [{interval['low']:.3f}, {interval['high']:.3f}]" in done.out
+    assert "source   0-10 tokens (  24)" in done.out and "nrefs:1|case:mixed" in done.out
+
+
+def test_two_models_are_compared_pairwise(evaluated) -> None:
+    done, found, _ = evaluated
+    assert "first minus second" in done.out
+    for key, comparison in found["comparisons"].items():
+        first, second = (model[key] for model in found["systems"])
+        assert comparison["difference"] == pytest.approx(first - second)
+        assert comparison["low"] <= comparison["difference"] <= comparison["high"]
+
+
+def test_scores_are_those_of_the_translations(evaluated, shared: Path) -> None:
+    _, found, lines = evaluated
+    model = found["systems"][0]
+    assert model["outputs"] == lines
+    stdin = (shared / "test.source").read_text("utf-8")
+    translated = quick("translate", ENGINE, "--iterations", "1", "--length-beam", "3", folder=shared, stdin=stdin)
+    assert translated.out.splitlines() == lines
+    references = (shared / "test.target").read_text("utf-8").splitlines()
+    assert model["bleu"] == pytest.approx(sacrebleu.corpus_bleu(lines, [references]).score)
+
+
+def test_energy_is_the_mean_of_what_score_prints(evaluated, shared: Path, tmp_path: Path) -> None:
+    _, found, lines = evaluated
+    (tmp_path / "out").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    done = quick("score", TEACHER, "--source", "test.source", "--target", str(tmp_path / "out"), folder=shared)
+    assert (done.code, done.err) == (0, "")
+    assert all(re.fullmatch(r"\d+\.\d{4}", line) for line in done.out.splitlines())
+    energies = [float(line) for line in done.out.splitlines()]
+    assert len(energies) == 24
+    assert found["systems"][0]["energy"] == pytest.approx(sum(energies) / 24, abs=1e-3)
+
+
+def test_oracle_lengths_are_those_of_the_references(shared: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    options = ("--iterations", "1", "--length-beam", "1", "--oracle-lengths", "--output", out)
+    assert quick("evaluate", STUDENT, *DATA, *options, folder=shared).code == 0
+    references = (shared / "test.target").read_text("utf-8").splitlines()
+    lengths = [len(line.split()) for line in Path(out).read_text("utf-8").splitlines()]
+    assert lengths == [len(line.split()) for line in references]
+
+
+def test_a_pair_of_text_files_is_a_test_set_too(evaluated, shared: Path) -> None:
+    pair = ("--data", "test.source", "--target-path", "test.target")
+    done = quick("evaluate", ENGINE, *pair, *ONE_PASS, folder=shared)
+    assert done.code == 0
+    bleu = evaluated[1]["systems"][0]["bleu"]
+    assert re.search(rf"BLEU +{bleu:.3f}", done.out)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("option", ["--json", "--output"])
+def test_a_folder_that_is_missing_is_named_before_hours_of_work(option: str, shared: Path) -> None:
+    done = quick("evaluate", STUDENT, *DATA, option, "nowhere/out", folder=shared)
+    done.refuses(2, option, "nowhere/out", "does not exist", "make it")
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, code, parts",
+    [
+        (["evaluate", STUDENT, "--data", "test.tsv"], 2, ["test.tsv", "source"]),
+        (["evaluate", STUDENT, "--data", "tset.tsv", *DATA[2:]], 4, ["tset.tsv", "test.tsv"]),
+        (["evaluate", STUDENT, "--data", "test.source"], 2, ["test.source", "format"]),
+        (["evaluate", STUDENT, *DATA, "--energy", STUDENT], 2, [STUDENT, "not autoregressive"]),
+        (["evaluate", TEACHER, *DATA, "--oracle-lengths"], 2, ["autoregressive", "lengths"]),
+        (["score", STUDENT, "--source", "test.source", "--target", "test.target"], 2, [STUDENT, "not autoregressive"]),
+        (["score", TEACHER, "--source", "test.source", "--target", "dev.target"], 4, ["24 lines", "12"]),
+        (["score", TEACHER, "--source", "nowhere", "--target", "dev.target"], 4, ["nowhere does not exist"]),
+    ],
+)
+def test_what_cannot_be_scored_is_one_sentence(arguments: list[str], code: int, parts: list[str], shared: Path) -> None:
+    done = quick(*arguments, folder=shared)
+    done.refuses(code, *parts)
+    assert done.out == ""

@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+
+from energymt.decoding import autoregressive, mask_predict
+from energymt.decoding.rerank import by_energy, rerank
+from energymt.energies import AutoregressiveEnergy, WeightedEnergy
+from energymt.records import Hypothesis
+
+SIZE = 16
+
+
+class Table:
+    """An energy by number of tokens; through predictions alone."""
+
+    unit = "energy"
+
+    def __init__(self, values):
+        self.values = values
+
+    def __call__(self, source, prediction):
+        return torch.tensor([self.values[n] for n in prediction.mask_BT.sum(1).tolist()])
+
+
+def hypotheses(*lengths):
+    return [Hypothesis(tuple([7] * n), -1.0, -1.0 * n, {"length_logp": -0.5}) for n in lengths]
+
+
+def test_lists_are_sorted_by_energy_and_hold_it(batch):
+    energy = Table({0: 9.0, 1: 3.0, 2: 1.0, 4: 2.0})
+    found = rerank(
+        [hypotheses(1, 2, 4), hypotheses(0), [], hypotheses(4, 2)], batch([[5], [6], [7], [8]]), energy, SIZE
+    )
+    assert [[len(item.ids) for item in items] for items in found] == [[2, 4, 1], [0], [], [2, 4]]
+    assert found[0][0].extra == {"length_logp": -0.5, "energy": 1.0}
+
+
+def test_equal_energies_keep_their_order_and_nan_comes_last(batch):
+    energy = Table({1: 1.0, 2: math.nan, 3: 1.0, 4: 0.5})
+    [found] = rerank([hypotheses(2, 3, 1, 4)], batch([[5]]), energy, SIZE)
+    assert [len(item.ids) for item in found] == [4, 3, 1, 2]
+
+
+def test_nothing_to_rank(batch):
+    assert rerank([[], []], batch([[5], [6]]), Table({}), SIZE) == [[], []]
+
+
+def test_a_teacher_ranks_its_own_n_best_list_by_total(model, batch, sentences):
+    source = batch(sentences(6))
+    found = autoregressive.decode(model, source, beam=4, n_best=4)
+    energy = AutoregressiveEnergy(model)
+    ranked = rerank(found, source, energy, SIZE)
+    changed = 0
+    for before, after in zip(found, ranked, strict=True):
+        assert [item.extra["energy"] for item in after] == pytest.approx([-item.total for item in after], abs=1e-4)
+        by_total = sorted(before, key=lambda item: -item.total)
+        assert [item.ids for item in after] == [item.ids for item in by_total]
+        changed += by_total != before
+    assert changed, "total and score agree everywhere: the test sees nothing"
+
+
+def test_the_short_way_and_the_way_through_predictions_agree(transformer, batch, sentences):
+    source = batch(sentences(5))
+    found = autoregressive.decode(transformer, source, beam=3, n_best=3)
+    energy = AutoregressiveEnergy(transformer)
+    short = rerank(found, source, energy, SIZE)
+    long = rerank(found, source, WeightedEnergy({"teacher": (1.0, energy)}), SIZE)
+    for one, two in zip(short, long, strict=True):
+        assert [item.ids for item in one] == [item.ids for item in two]
+        assert [item.extra["energy"] for item in one] == pytest.approx([item.extra["energy"] for item in two], abs=1e-3)
+
+
+def test_an_energy_picks_the_length_of_a_parallel_translation(masked, transformer, batch, sentences):
+    source = batch(sentences(5))
+    energy = AutoregressiveEnergy(transformer)
+    everything = mask_predict.decode(masked, source, length_beam=4, n_best=4)
+    picked = mask_predict.decode(masked, source, length_beam=4, rank=by_energy(energy, SIZE))
+    best = [items[0] for items in rerank(everything, source, energy, SIZE)]
+    assert [items[0].ids for items in picked] == [item.ids for item in best]
+    assert [-items[0].extra["rank"] for items in picked] == pytest.approx(
+        [item.extra["energy"] for item in best], abs=1e-3
+    )
+    assert [items[0].ids for items in picked] != [items[0].ids for items in everything], "the test sees nothing"

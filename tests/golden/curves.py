@@ -1,0 +1,48 @@
+"""The short runs whose losses are kept: every trainable, every architecture, soft and hard and noisy operators."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tests import toy
+
+STEPS = 8
+# Slow enough that the last bits, which differ from one processor to the next, do not grow.
+OPTIMIZER = {"learning_rate": 0.003, "warmup_steps": 2}
+FOLDER = Path(__file__).parent
+
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "supervised-recurrent": ("supervised", {"model": "recurrent-toy"}),
+    "supervised-transformer": ("supervised", {"model": "transformer-toy"}),
+    "masked-masked": ("masked", {"model": "masked-toy"}),
+    "masked-tagger": ("masked", {"model": "tagger-toy"}),
+    "engine-SX-ST": ("engine", {"model": "masked-toy", "teacher": "transformer-toy", "masked_weight": 0.5}),
+    "engine-GX-SG": ("engine", {"model": "tagger-toy", "feed": "GX", "score": "SG"}),
+    "engine-STL-SX": ("engine", {"model": "masked-toy", "feed": "STL", "score": "SX"}),
+    "distilled-masked": ("distilled", {"model": "masked-toy"}),
+}
+
+
+def curve(run: str, world: Path) -> list[dict[str, float]]:
+    """The terms of the loss and the gradient's norm at each of the first steps."""
+    name, changes = RUNS[run]
+    os.environ["ENERGYMT_RUNS"] = str(world / "runs")  # where `distilled` leaves its pseudo-corpus
+    changes = {**changes, "model": {"init": str(world / changes["model"])}}
+    if "teacher" in changes:
+        changes["teacher"] = str(world / changes["teacher"])
+    trainable = toy.make(name, toy.config(name, world, steps=STEPS, optimizer=OPTIMIZER, **changes))
+    batches = trainable.plan.iterate()
+    reports = toy.train(trainable, [next(batches) for _ in range(STEPS)])
+    return [{k: v for k, v in report.items() if k.startswith("train/")} for report in reports]
+
+
+def file(run: str) -> Path:
+    """Where the curve of a run is kept."""
+    return FOLDER / f"{run}.json"
+
+
+def write(run: str, values: list[dict[str, float]]) -> None:
+    """One line a step, six digits."""
+    lines = [json.dumps({name: float(f"{value:.6g}") for name, value in step.items()}) for step in values]
+    file(run).write_text("[\n " + ",\n ".join(lines) + "\n]\n", encoding="utf-8")

@@ -1,0 +1,114 @@
+"""Value and Jacobian of every operator against ENGINE Table 1, and exact derivatives where nothing is approximated."""
+
+import pytest
+import torch
+
+from energymt.operators import OPERATORS, Noise, embed, expect, perturbed, relax
+
+B, T, V, D = 2, 3, 5, 4
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def noise() -> Noise:
+    return Noise(seed=3, step=7, sentence_ids_B=torch.tensor([11, 12]))
+
+
+def softmax_jacobian(z: torch.Tensor) -> torch.Tensor:
+    q = z.softmax(-1)
+    return torch.diag(q) - torch.outer(q, q)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_value_and_jacobian_of_table_1(name: str, logits: torch.Tensor, noise: Noise) -> None:
+    value = relax(name, logits, noise=noise)
+    seen = perturbed(name, logits, noise).detach()
+    soft, hard = seen.softmax(-1), torch.nn.functional.one_hot(seen.argmax(-1), V).double()
+    assert torch.equal(value.detach(), hard if name in ("STL", "SG", "ST") else soft)
+    for b in range(B):
+        for t in range(T):
+            expected = torch.eye(V, dtype=torch.float64) if name == "STL" else softmax_jacobian(seen[b, t])
+            for v in range(V):
+                (grad,) = torch.autograd.grad(value[b, t, v], logits, retain_graph=True)
+                assert torch.allclose(grad[b, t], expected[v])
+                assert grad.abs().sum() == pytest.approx(grad[b, t].abs().sum().item())
+
+
+@pytest.mark.parametrize("name", ["SX", "GX"])
+def test_soft_operators_pass_gradcheck(name: str, logits: torch.Tensor, noise: Noise) -> None:
+    table = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: relax(name, z, noise=noise), (logits,))
+    assert torch.autograd.gradcheck(lambda z, e: embed(name, z, e, noise=noise), (logits, table))
+    assert torch.autograd.gradcheck(lambda z, w: expect(name, z, w, noise=noise), (logits, values))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["argmax", "sampled"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_embed_and_expect_equal_the_dense_form(name: str, given: bool, logits: torch.Tensor, noise: Noise) -> None:
+    table = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(V, (B, T)) if given else None
+    dense = relax(name, logits, ids, noise)
+    for fast, slow, other in (
+        (embed(name, logits, table, ids, noise), dense @ table, table),
+        (expect(name, logits, values, ids, noise), (dense * values).sum(-1), values),
+    ):
+        assert torch.allclose(fast, slow)
+        direction = torch.randn_like(slow)
+        for left, right in zip(
+            torch.autograd.grad(fast, (logits, other), direction, retain_graph=True),
+            torch.autograd.grad(slow, (logits, other), direction, retain_graph=True),
+            strict=True,
+        ):
+            assert torch.allclose(left, right)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_forbidden_tokens_get_no_mass_and_no_gradient(name: str, noise: Noise) -> None:
+    base = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+    forbidden = torch.tensor([True, False, False, True, False])
+    logits = base.masked_fill(forbidden, float("-inf"))
+    values = torch.randn(B, T, V, dtype=torch.float64).masked_fill(forbidden, float("-inf")).requires_grad_()
+    assert (relax(name, logits, noise=noise)[..., forbidden] == 0).all()
+    (grad,) = torch.autograd.grad(expect(name, logits, values, noise=noise).sum(), base)
+    assert torch.isfinite(grad).all()
+    assert (grad[..., forbidden] == 0).all()
+    assert (grad[..., ~forbidden] != 0).any()
+
+
+def test_noise_does_not_depend_on_how_the_batch_is_cut() -> None:
+    whole = Noise(1, 2, torch.tensor([5, 9, 4])).gumbel(6, 0, 40)
+    part = Noise(1, 2, torch.tensor([4, 5])).gumbel(3, 10, 20)
+    assert torch.equal(part, whole[[2, 0], :3, 10:20])
+
+
+def test_noise_is_gumbel_and_independent() -> None:
+    drawn = Noise(1, 2, torch.arange(50)).gumbel(10, 0, 1000).flatten(0, 1)
+    assert drawn.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert drawn.var().item() == pytest.approx(torch.pi**2 / 6, abs=0.03)
+    correlation = torch.corrcoef(drawn[:200]) - torch.eye(200)
+    assert correlation.abs().max() < 0.17  # 5 standard errors of 1,000 draws
+    neighbours = [
+        Noise(2, 2, torch.arange(1)), Noise(1, 3, torch.arange(1)), Noise(1, 2, torch.arange(1), stream=1)
+    ]  # fmt: skip
+    for other in neighbours:
+        pair = torch.stack([drawn[0], other.gumbel(1, 0, 1000)[0, 0]])
+        assert torch.corrcoef(pair)[0, 1].abs() < 0.17
+
+
+def test_a_noisy_operator_without_noise_is_refused(logits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="Gumbel"):
+        relax("SG", logits)
+
+
+def test_hard_embed_stores_no_one_hot(logits: torch.Tensor) -> None:
+    table = torch.randn(V, D, dtype=torch.float64)
+    saved: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(tuple(x.shape)), x)[1], lambda x: x):
+        embed("ST", logits, table)
+    assert saved.count((B, T, V)) == 1  # the logits themselves, nothing else of size V

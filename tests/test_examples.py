@@ -1,0 +1,139 @@
+"""Every example configuration and every training command of the documents: parsed, and planned without being run.
+
+Data is made here in the layout that the examples ask for, and so are the small models that they start from.
+"""
+
+import gzip
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from energymt.configuration import TrainingConfig, read_config
+from energymt.data.corpus import read_corpus
+from energymt.data.toy import ToyLanguage
+from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary
+from energymt.preparation import open_vocabulary
+from energymt.runs import load_trainable
+from tests import toy
+from tests.terminal import quick
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+FILES = sorted(EXAMPLES.rglob("*.yaml"))
+PAIRS = 60
+
+
+def commands() -> list[str]:
+    """The training commands of the documents and of the comments in the examples, each once."""
+    texts = [path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *FILES]]
+    joined = "\n".join(re.sub(r"\\\n#?", " ", text) for text in texts)
+    found = re.findall(r"^[#\s]*(energymt train .*--config examples/.*)$", joined, flags=re.MULTILINE)
+    found += [line for script in sorted(EXAMPLES.rglob("*.sh")) for line in told(script)]
+    return sorted({" ".join(shlex.split(command, comments=True)) for command in found})
+
+
+def told(script: Path) -> list[str]:
+    """The commands that a script starts: it runs with an `energymt` that only writes them down."""
+    stubs = 'energymt() { echo energymt "$@"; }; python() { :; }; export -f energymt python; exec bash "$0"'
+    variables = {**os.environ, "ENERGYMT_RUNS": "$ENERGYMT_RUNS"}
+    done = subprocess.run(["bash", "-c", stubs, str(script)], env=variables, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+COMMANDS = commands()
+
+
+def segmented(text: str) -> str:
+    """Words cut into pieces of two letters that `@@` joins."""
+    return " ".join("@@ ".join(re.findall("..?", word)) for word in text.split())
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """ENERGYMT_DATA and ENERGYMT_RUNS as the examples want them."""
+    folder = tmp_path_factory.mktemp("examples")
+    data, runs = folder / "data", folder / "runs"
+    corpus = ToyLanguage(1).sentences(PAIRS, seed=2)
+    assert corpus.target is not None
+    pairs = list(zip(corpus.source, corpus.target, strict=True))
+    (data / "multi30k").mkdir(parents=True)
+    for name in ("train", "val"):
+        with gzip.open(data / "multi30k" / f"{name}.tsv.gz", "wt", encoding="utf-8") as file:
+            file.writelines(["de\ten\tfr\n", *(f"{source}\t{target}\t-\n" for source, target in pairs)])
+    for setting, dev, source_language in (("iwslt14", "valid", "de"), ("wmt16-ro-en", "dev", "ro")):
+        (data / setting).mkdir()
+        for name in ("train", dev):
+            for language, lines in ((source_language, corpus.source), ("en", corpus.target)):
+                text = "".join(f"{segmented(line)}\n" for line in lines)
+                (data / setting / f"{name}.bpe.{language}").write_text(text, "utf-8")
+    lines = [line for pair in pairs for line in pair]
+    plain = SentencePieceVocabulary.train(lines, 60)
+    pieces = SentencePieceVocabulary.train(map(segmented, lines), 200, segmented=True, joiner="@@")
+    for name in sorted(set(re.findall(r"ENERGYMT_RUNS\}?/([\w/-]+)/model", " ".join([*map(read, FILES), *COMMANDS])))):
+        save(runs / name, plain if name.startswith("multi30k") else pieces)
+    return {"ENERGYMT_DATA": str(data), "ENERGYMT_RUNS": str(runs)}
+
+
+def read(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
+def save(run: Path, vocabulary: Vocabulary) -> None:
+    """A small model of the family that the name of a run tells."""
+    families = {"recurrent": "recurrent-toy", "teacher": "transformer-toy", "tagger": "tagger-toy"}
+    variant = next((variant for word, variant in families.items() if word in run.name), "masked-toy")
+    run.mkdir(parents=True)
+    toy.save_model(run, variant, vocabulary).rename(run / "model")
+
+
+def test_every_example_is_named_in_a_command() -> None:
+    named = {ROOT / path for path in re.findall(r"--config (\S+)", " ".join(COMMANDS))}
+    assert named == set(FILES)
+    assert len(FILES) >= 14
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_documents_can_be_run(command: str, places: dict[str, str]) -> None:
+    for name, value in places.items():
+        command = command.replace(f"${name}", value)
+    _, *arguments = shlex.split(command)
+    done = quick(*arguments, "--dry-run", folder=ROOT, **places)
+    assert (done.code, done.err) == (0, "")
+    trainable, file = arguments[1], arguments[arguments.index("--config") + 1]
+    assert f"trainable      {trainable}\n" in done.out
+    assert re.search(rf"within limits +{PAIRS} pairs \(0 are too long", done.out)
+    wanted = {"supervised": "transformer|recurrent"}.get(trainable, "masked|tagger")
+    assert re.search(rf"model +({wanted}), [\d,]+ parameters", done.out)
+    assert "Nothing was trained and nothing was written." in done.out
+    if "multi30k" not in file and trainable == "supervised":  # the paper's size: 6 + 6 layers of width 512
+        assert int(re.findall(r"([\d,]+) parameters", done.out)[0].replace(",", "")) > 40_000_000
+
+
+@pytest.mark.parametrize("setting", ["multi30k", "iwslt14", "wmt16"])
+def test_students_get_the_vocabulary_of_their_teacher(
+    setting: str, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes it of the same text in the same way: `engine` refuses a pair that differs."""
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    found = {vocabulary_of(file).fingerprint for file in FILES if file.parent.name == setting and makes_its_own(file)}
+    assert len(found) == 1
+
+
+def config_of(file: Path) -> TrainingConfig:
+    trainable = next(shlex.split(command)[2] for command in COMMANDS if f"/{file.parent.name}/{file.name}" in command)
+    return read_config(load_trainable(trainable).Config, file, ["teacher=x"] if trainable == "distilled" else [])
+
+
+def makes_its_own(file: Path) -> bool:
+    config = config_of(file)
+    return config.vocabulary.path is None and config.model.init is None and not hasattr(config, "teacher")
+
+
+def vocabulary_of(file: Path) -> Vocabulary:
+    config = config_of(file)
+    return open_vocabulary(config, read_corpus(config.train))

@@ -1,0 +1,130 @@
+"""ENGINE: an inference network trained to minimise the energy of a frozen autoregressive teacher.
+
+    min_Ψ Σ_x E_Θ(x, A_Ψ(x))       (Tu et al. 2020, Eq. 1)
+
+A_Ψ gives logits z_1..z_T from the source and a length, all target tokens masked; E is `AutoregressiveEnergy` with the
+operators O1 (`feed`) and O2 (`score`). The length head goes on learning. The checkpoint is chosen by the *discrete*
+dev energy: that of the argmax tokens (oracle lengths), because the relaxed one can fall while translations get worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from energymt.configuration import ModelConfig, OptimizerConfig, TrainingConfig
+from energymt.data.vocabulary import require_same
+from energymt.development import energy_scores, translation_scores
+from energymt.distillation import pseudo_corpus
+from energymt.energies import AutoregressiveEnergy
+from energymt.errors import ConfigurationError
+from energymt.losses import cross_entropy, length_loss
+from energymt.models import AutoregressiveModel, NonautoregressiveModel, load_translator
+from energymt.operators import Noise
+from energymt.preparation import open_model, prepare_text
+from energymt.records import Batch, Prediction, Step, StepBatch, Term
+from energymt.storage import fetch
+from trainables.masked import partial_mask
+
+Operator = Literal["SX", "STL", "SG", "ST", "GX"]
+
+
+class Config(TrainingConfig):
+    """ENGINE training."""
+
+    teacher: str
+    """Address of the autoregressive teacher; its vocabulary is used, and `model.init` must have the same."""
+    model: ModelConfig = ModelConfig(variant="masked-laptop")
+    """The inference network; `model.init` is the cross-entropy baseline to start from (warm), None starts cold."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, schedule="constant", warmup_steps=200, betas=(0.9, 0.999), clip_norm=10.0
+    )
+    """Optimizer (ENGINE §4.4 searches learning rates from 1e-6 to 5e-4)."""
+    feed: Operator = "SX"
+    """O1, what feeds the teacher's decoder (ENGINE §5: SX)."""
+    score: Operator = "ST"
+    """O2, what picks the teacher's log-probabilities (ENGINE §5: ST)."""
+    target_lengths: Literal["teacher", "reference"] = "teacher"
+    """Lengths during training: of the teacher's beam-5 translations of the training sources, or of the references."""
+    length_weight: float = Field(default=1.0, ge=0)
+    """Weight of the length loss, both in nats per sentence (published: 1)."""
+    masked_weight: float = Field(default=0.0, ge=0)
+    """Weight of a masked cross-entropy on the same targets, in nats per token (published code: 0)."""
+
+
+class Engine:
+    """Energy minimisation with full masking."""
+
+    METRIC = "dev/energy"
+    HIGHER_IS_BETTER = False
+
+    def __init__(self, config: Config) -> None:
+        teacher = load_translator(fetch(config.teacher))
+        if not isinstance(teacher, AutoregressiveModel):
+            raise ConfigurationError(
+                f"The teacher {config.teacher} is not autoregressive: its −log p is no energy here."
+            )
+        if config.target_lengths == "teacher":
+            config = config.model_copy(update={"train": pseudo_corpus(teacher, config.teacher, config.train)})
+        if config.vocabulary.path is None and config.model.init is None:
+            config = config.model_copy(
+                update={"vocabulary": config.vocabulary.model_copy(update={"path": config.teacher})}
+            )
+        self.config = config
+        self.text = prepare_text(config)
+        require_same(teacher.vocabulary, self.text.vocabulary, f"the teacher {config.teacher}", "the inference network")
+        self.plan = self.text.plan
+        model = open_model(config, self.text.vocabulary)
+        if not isinstance(model, NonautoregressiveModel):
+            raise ConfigurationError(
+                "engine trains non-autoregressive translators; choose a masked-* or tagger-* model."
+            )
+        self.model = model
+        self.energy = AutoregressiveEnergy(teacher, config.feed, config.score)
+
+    def steps(self, batch: StepBatch) -> Iterator[Step]:
+        """One optimizer step a batch."""
+        names = ("energy", "length") + (("masked",) if self.config.masked_weight > 0 else ())
+
+        def counts(micro: Batch) -> dict[str, float]:
+            tokens = float(micro.target_mask_BT.sum())
+            return {name: tokens if name == "masked" else float(len(micro)) for name in names}
+
+        yield Step(names, batch.micro_batches, lambda micro: self.losses(micro, batch.step), counts)
+
+    def losses(self, batch: Batch, step: int) -> list[Term]:
+        """Energy of the fully masked pass, length loss, and the masked cross-entropy where it has weight."""
+        self.energy.teacher.to(batch.target_BT.device)
+        noise = Noise(self.config.seed, step, batch.sentence_ids_B)
+        memory = self.model.encode(batch.source)
+        logits_BTV = self.model.predict(memory, self.model.unseen(batch.target_mask_BT), batch.target_mask_BT)
+        energy_B = self.energy(batch.source, Prediction(logits_BTV, batch.target_mask_BT, noise=noise))
+        assert memory.length_logp_BL is not None
+        sentences = float(len(batch))
+        terms = [
+            Term("energy", energy_B.sum(), sentences),
+            Term(
+                "length",
+                length_loss(memory.length_logp_BL, batch.target_lengths_B),
+                sentences,
+                self.config.length_weight,
+            ),
+        ]
+        if self.config.masked_weight > 0:
+            hidden_BT = partial_mask(batch.target_mask_BT, noise)
+            tokens_BT = batch.target_BT.masked_fill(hidden_BT, self.text.vocabulary.mask_id)
+            nll = cross_entropy(self.model.predict(memory, tokens_BT, batch.target_mask_BT), batch.target_BT, hidden_BT)
+            terms.append(Term("masked", nll, float(batch.target_mask_BT.sum()), self.config.masked_weight))
+        return terms
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Discrete and relaxed dev energy with oracle lengths, and BLEU of one pass with predicted lengths."""
+        energies = energy_scores(self.model, self.energy, self.text.dev, self.config)
+        return {**energies, **translation_scores(self.model, self.text.dev_corpus, iterations=1)}
+
+
+TRAINABLE = Engine
