@@ -7,17 +7,24 @@
     ST         one-hot(argmax z)         that of softmax(z)
     GX         softmax(z + g)            exact
 
-with Gumbel noise g. A one-hot value is never stored: `embed` looks rows up, `expect` picks entries out, and the
-Jacobian is applied in the backward pass alone. Temperature is 1, as in the paper.
+with Gumbel noise g. Temperature is 1, as in the paper.
+
+`relax` is the definition, dense. `embed` and `log_likelihood` are what energies call: equal to it in value and
+gradient, but a one-hot is never made, probabilities and noise are never stored (the backward pass computes them again),
+and the work goes through the batch in blocks of a few sentences, whose intermediate values stay in the cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from energymt.noise import Noise
+
+__all__ = ["OPERATORS", "Noise", "Operator", "embed", "log_likelihood", "operator", "perturbed", "relax"]
 
 
 class Operator(NamedTuple):
@@ -37,70 +44,6 @@ OPERATORS: dict[str, Operator] = {
 }
 
 
-@dataclass(frozen=True)
-class Noise:
-    """The Gumbel noise of a batch, by name: a function of (seed, step, stream, sentence, position, token) alone.
-
-    The same numbers come out however a batch is cut, padded or ordered, in vocabulary chunks or whole, on CPU and on
-    CUDA; nothing is stored. `stream` tells two draws of one step apart (ENGINE draws for O1 and O2 independently).
-    """
-
-    seed: int
-    step: int
-    sentence_ids_B: Tensor  # int64
-    stream: int = 0
-
-    def draw(self, stream: int) -> Noise:
-        """The same noise source, another independent draw."""
-        return replace(self, stream=stream)
-
-    def to(self, device: torch.device) -> Noise:
-        return replace(self, sentence_ids_B=self.sentence_ids_B.to(device))
-
-    def gumbel(self, length: int, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Gumbel(0, 1) noise [B, length, stop - start] for the tokens start..stop-1 of the vocabulary."""
-        return -torch.log(-torch.log(self.uniform(length, start, stop, dtype)))
-
-    def uniform(self, length: int, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform noise in (0, 1), [B, length, stop - start], under the same key."""
-        device = self.sentence_ids_B.device
-        key_B = _mix64(self.sentence_ids_B ^ _mix64(torch.tensor(self.seed * 8191 + self.stream, device=device)))
-        key_B = _mix64(key_B + self.step)
-        positions_T = torch.arange(length, device=device)
-        key_BT1 = _mix64(key_B[:, None] ^ (positions_T * 0x632BE59BD9B4E019))[..., None]
-        first, second = _as_int32(key_BT1), _as_int32(key_BT1 >> 32)
-        tokens_V = _as_int32(torch.arange(start, stop, device=device) * 0x9E3779B9)
-        bits = _mix32(tokens_V ^ first, second)
-        # 24 bits, shifted by a half: u is never 0 nor 1, and both logarithms are finite.
-        return (_shift32(bits, 8).to(dtype) + 0.5) / float(1 << 24)
-
-
-def _as_int32(value: Tensor) -> Tensor:
-    """The low 32 bits, as a signed integer."""
-    low = value & 0xFFFFFFFF
-    return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
-
-
-def _shift32(value: Tensor, places: int) -> Tensor:
-    """Logical shift to the right of a signed 32-bit integer (torch's own shift keeps the sign)."""
-    return (value >> places) & ((1 << (32 - places)) - 1)
-
-
-def _mix32(value: Tensor, offset: Tensor) -> Tensor:
-    """A 32-bit finaliser (multiply and xor-shift), with a second key added between its rounds."""
-    value = (value ^ _shift32(value, 16)) * 0x21F0AAAD
-    value = value + offset
-    value = (value ^ _shift32(value, 15)) * 0x735A2D97
-    return value ^ _shift32(value, 15)
-
-
-def _mix64(value: Tensor) -> Tensor:
-    """A 64-bit finaliser on wrapping integers; the constants are odd and fit a signed 64-bit integer."""
-    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * 0x3F58476D1CE4E5B9
-    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * 0x14D049BB133111EB
-    return value ^ ((value >> 31) & 0x1FFFFFFFF)
-
-
 def operator(name: str) -> Operator:
     """The operator of that name; a KeyError becomes a sentence."""
     try:
@@ -112,31 +55,26 @@ def operator(name: str) -> Operator:
 
 
 def perturbed(name: str, logits_BTV: Tensor, noise: Noise | None) -> Tensor:
-    """The logits that the operator sees: z, or z + g for SG and GX. Shape [B, T, V]."""
+    """The logits that the operator sees: z, or z + g for SG and GX. Shape [B, T, V], at least fp32."""
+    seen_BTV = logits_BTV.to(_exact(logits_BTV))
     if not operator(name).noisy:
-        return logits_BTV
+        return seen_BTV
     if noise is None:
         raise ValueError(f"operator {name} draws Gumbel noise: pass a Noise")
-    return logits_BTV + noise.gumbel(logits_BTV.shape[1], 0, logits_BTV.shape[2], logits_BTV.dtype)
-
-
-def _hard_ids(name: str, seen_BTV: Tensor, hard_ids_BT: Tensor | None) -> Tensor | None:
-    if not OPERATORS[name].hard:
-        return None
-    return seen_BTV.argmax(-1) if hard_ids_BT is None else hard_ids_BT
+    return seen_BTV + noise.gumbel(logits_BTV.shape[1], 0, logits_BTV.shape[2], seen_BTV.dtype)
 
 
 def relax(name: str, logits_BTV: Tensor, hard_ids_BT: Tensor | None = None, noise: Noise | None = None) -> Tensor:
     """O(z) as a dense tensor [B, T, V], with the Jacobian of ENGINE Table 1.
 
     `hard_ids_BT` replaces the argmax as the value of a hard operator (a sampled token). Logits of -inf get no mass
-    and no gradient. The dense value is for inspection and tests; energies use `embed` and `expect`.
+    and no gradient. The dense value is for inspection and tests; energies use `embed` and `log_likelihood`.
     """
     seen_BTV = perturbed(name, logits_BTV, noise)
-    ids_BT = _hard_ids(name, seen_BTV.detach(), hard_ids_BT)
-    if ids_BT is None:
+    if not OPERATORS[name].hard:
         return seen_BTV.softmax(-1)
-    return _StraightThrough.apply(seen_BTV, ids_BT, OPERATORS[name].jacobian)  # type: ignore[no-untyped-call]
+    ids_BT = seen_BTV.detach().argmax(-1) if hard_ids_BT is None else hard_ids_BT
+    return _StraightThrough.apply(seen_BTV, ids_BT, name)  # type: ignore[no-untyped-call]
 
 
 def embed(
@@ -150,93 +88,178 @@ def embed(
 
     Equal to `relax(...) @ table_VD` in value and gradient. A hard operator looks its rows up.
     """
-    seen_BTV = perturbed(name, logits_BTV, noise)
-    ids_BT = _hard_ids(name, seen_BTV.detach(), hard_ids_BT)
-    if ids_BT is None:
-        return seen_BTV.softmax(-1).to(table_VD.dtype) @ table_VD
-    return _HardEmbed.apply(seen_BTV, table_VD, ids_BT, OPERATORS[name].jacobian)  # type: ignore[no-untyped-call]
+    ids_BT = _hard_ids(name, logits_BTV, hard_ids_BT, noise)
+    return _Embed.apply(logits_BTV, table_VD, ids_BT, name, noise)  # type: ignore[no-untyped-call]
 
 
-def expect(
+def log_likelihood(
     name: str,
     logits_BTV: Tensor,
-    values_BTV: Tensor,
+    scores_BUV: Tensor,
+    mask_BT: Tensor,
+    eos_id: int,
     hard_ids_BT: Tensor | None = None,
     noise: Noise | None = None,
 ) -> Tensor:
-    """Expected values Σ_v O(z)_v · values_v, [B, T]: place O2 of ENGINE (values are the teacher's log-probabilities).
+    """log p of relaxed sentences, [B] in nats: place O2 of ENGINE (what picks the teacher's log-probabilities).
 
-    Equal to `(relax(...) * values_BTV).sum(-1)` in value and gradient, where 0 · (−∞) counts as 0.
+        Σ_{t ≤ T_b} O(z_t)ᵀ log softmax(s_t)  +  log softmax(s_{T_b + 1})[eos]
+
+    with s the teacher's logits `scores_BUV`, U = T + 1, and T_b the real tokens of a sentence (`mask_BT`). Equal to the
+    formula over `relax(...)` in value and gradient, where 0 · (−∞) counts as 0.
     """
-    seen_BTV = perturbed(name, logits_BTV, noise)
-    ids_BT = _hard_ids(name, seen_BTV.detach(), hard_ids_BT)
-    if ids_BT is None:
-        probs_BTV = seen_BTV.softmax(-1)
-        return (probs_BTV * values_BTV.masked_fill(probs_BTV == 0, 0.0)).sum(-1)
-    return _HardExpect.apply(seen_BTV, values_BTV, ids_BT, OPERATORS[name].jacobian)  # type: ignore[no-untyped-call]
+    ids_BT = _hard_ids(name, logits_BTV, hard_ids_BT, noise)
+    return _LogLikelihood.apply(  # type: ignore[no-untyped-call]
+        logits_BTV, scores_BUV, mask_BT, eos_id, ids_BT, name, noise
+    )
 
 
-def _through_jacobian(jacobian: str, logits: Tensor, grad_probs: Tensor) -> Tensor:
-    """The gradient of the logits from that of the operator's output, by the Jacobian of that row."""
-    if jacobian == "identity":
-        return grad_probs.masked_fill(logits == float("-inf"), 0.0)
-    probs = logits.softmax(-1)
-    grad_probs = grad_probs.masked_fill(probs == 0, 0.0)
-    return probs * (grad_probs - (probs * grad_probs).sum(-1, keepdim=True))
+# Elements of the blocks in which a batch is worked through: on a CPU a block stays in the cache.
+BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}
+
+
+def _blocks(logits_BTV: Tensor) -> Iterator[slice]:
+    sentences, length, vocabulary = logits_BTV.shape
+    size = max(1, BLOCK.get(logits_BTV.device.type, 1 << 24) // max(1, length * vocabulary))
+    return (slice(start, start + size) for start in range(0, sentences, size))
+
+
+def _exact(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _seen(name: str, logits_BTV: Tensor, noise: Noise | None, rows: slice) -> Tensor:
+    return perturbed(name, logits_BTV[rows], None if noise is None else noise.select(rows))
+
+
+@torch.no_grad()
+def _hard_ids(name: str, logits_BTV: Tensor, hard_ids_BT: Tensor | None, noise: Noise | None) -> Tensor | None:
+    if not operator(name).hard:
+        return None
+    if hard_ids_BT is not None:
+        return hard_ids_BT
+    return torch.cat([_seen(name, logits_BTV, noise, rows).argmax(-1) for rows in _blocks(logits_BTV)])
+
+
+def _pull_back_(name: str, seen: Tensor, probs: Tensor | None, grad_probs: Tensor) -> Tensor:
+    """The gradient of the logits from that of the operator's output, by the Jacobian; overwrites `grad_probs`.
+
+    `probs` is softmax(seen), where it is known already.
+    """
+    if OPERATORS[name].jacobian == "identity":
+        return grad_probs.masked_fill_(seen == float("-inf"), 0.0)
+    probs = seen.softmax(-1) if probs is None else probs
+    grad_probs.masked_fill_(probs == 0, 0.0)
+    return grad_probs.sub_((probs * grad_probs).sum(-1, keepdim=True)).mul_(probs)
 
 
 class _StraightThrough(torch.autograd.Function):
     """one-hot(ids) forward; the softmax or identity Jacobian backward."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, jacobian: str) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.jacobian = jacobian
-        return torch.zeros_like(logits).scatter_(-1, ids.unsqueeze(-1), 1.0)
+    def forward(ctx: Any, seen: Tensor, ids: Tensor, name: str) -> Tensor:
+        ctx.save_for_backward(seen)
+        ctx.name = name
+        return torch.zeros_like(seen).scatter_(-1, ids.unsqueeze(-1), 1.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (logits,) = ctx.saved_tensors
-        return _through_jacobian(ctx.jacobian, logits, grads[0]), None, None
+        (seen,) = ctx.saved_tensors
+        return _pull_back_(ctx.name, seen, None, grads[0].clone()), None, None
 
 
-class _HardEmbed(torch.autograd.Function):
-    """table[ids] forward; backward as if it had been one-hot @ table."""
+class _Embed(torch.autograd.Function):
+    """O(z) @ table, and its gradient, block by block."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, table: Tensor, ids: Tensor, jacobian: str) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, table: Tensor, ids: Tensor | None, name: str, noise: Noise | None) -> Tensor:
         ctx.save_for_backward(logits, table, ids)
-        ctx.jacobian = jacobian
-        return torch.nn.functional.embedding(ids, table)
+        device = logits.device.type
+        # Under autocast the products run in its type, backward as forward.
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
+        ctx.name, ctx.noise = name, noise
+        if ids is not None:
+            return torch.nn.functional.embedding(ids, table)
+        weight = table.to(ctx.dtype)
+        out = weight.new_empty((*logits.shape[:2], table.shape[1]))
+        for rows in _blocks(logits):
+            torch.matmul(_seen(name, logits, noise, rows).softmax(-1).to(ctx.dtype), weight, out=out[rows])
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, table, ids = ctx.saved_tensors
-        (grad,) = grads
-        grad_logits = grad_table = None
-        if ctx.needs_input_grad[0]:
-            grad_logits = _through_jacobian(ctx.jacobian, logits, (grad @ table.T).to(logits.dtype))
-        if ctx.needs_input_grad[1]:
-            grad_table = torch.zeros_like(table).index_add_(0, ids.flatten(), grad.flatten(0, 1))
-        return grad_logits, grad_table, None, None
+        grad = grads[0].to(ctx.dtype)
+        grad_logits = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
+        weight = table.to(ctx.dtype).T
+        for rows in _blocks(logits):
+            seen = _seen(ctx.name, logits, ctx.noise, rows)
+            probs = seen.softmax(-1) if ids is None else None
+            if grad_table is not None and probs is not None:
+                grad_table += (probs.to(ctx.dtype).flatten(0, 1).T @ grad[rows].flatten(0, 1)).to(table)
+            if grad_logits is not None:
+                grad_logits[rows] = _pull_back_(ctx.name, seen, probs, (grad[rows] @ weight).to(seen.dtype))
+        if grad_table is not None and ids is not None:
+            grad_table.index_add_(0, ids.flatten(), grad.flatten(0, 1).to(table))
+        return grad_logits, grad_table, None, None, None
 
 
-class _HardExpect(torch.autograd.Function):
-    """values[ids] forward; backward as if it had been (one-hot · values)."""
+class _LogLikelihood(torch.autograd.Function):
+    """The log-likelihood of relaxed sentences under the softmax of `scores`, and its gradient, block by block."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, values: Tensor, ids: Tensor, jacobian: str) -> Tensor:
-        ctx.save_for_backward(logits, values, ids)
-        ctx.jacobian = jacobian
-        return values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        scores: Tensor,
+        mask: Tensor,
+        eos_id: int,
+        ids: Tensor | None,
+        name: str,
+        noise: Noise | None,
+    ) -> Tensor:
+        exact, steps = _exact(scores), logits.shape[1]
+        norm = scores.logsumexp(-1) if scores.dtype == exact else scores.to(exact).logsumexp(-1)
+        if ids is not None:
+            picked = scores[:, :steps].gather(-1, ids.unsqueeze(-1)).squeeze(-1).to(exact)
+        else:
+            picked = norm.new_empty(mask.shape)
+            for rows in _blocks(logits):
+                probs = _seen(name, logits, noise, rows).softmax(-1)
+                picked[rows] = (probs * scores[rows, :steps].masked_fill(probs == 0, 0.0)).sum(-1)
+        lengths = mask.sum(1)
+        sentences = torch.arange(len(mask), device=mask.device)
+        end = scores[sentences, lengths, eos_id].to(exact) - norm[sentences, lengths]
+        ctx.save_for_backward(logits, scores, mask, ids, norm)
+        ctx.eos_id, ctx.name, ctx.noise = eos_id, name, noise
+        return (picked - norm[:, :steps]).masked_fill(~mask, 0.0).sum(1) + end
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits, values, ids = ctx.saved_tensors
-        grad = grads[0].unsqueeze(-1)
-        grad_logits = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_logits = grad * _through_jacobian(ctx.jacobian, logits, values.to(logits.dtype))
-        if ctx.needs_input_grad[1]:
-            grad_values = torch.zeros_like(values).scatter_(-1, ids.unsqueeze(-1), grad)
-        return grad_logits, grad_values, None, None
+        logits, scores, mask, ids, norm = ctx.saved_tensors
+        grad_logits = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        grad_scores = torch.empty_like(scores) if ctx.needs_input_grad[1] else None
+        steps = logits.shape[1]
+        lengths = mask.sum(1, keepdim=True)
+        grad_BT1 = (grads[0].unsqueeze(1) * mask).unsqueeze(-1)
+        # Rows of the teacher that count: the tokens, and the one behind the last, which must say eos.
+        counted = torch.arange(scores.shape[1], device=mask.device) <= lengths
+        grad_BU1 = (grads[0].unsqueeze(1) * counted).unsqueeze(-1)
+        for rows in _blocks(logits):
+            values = scores[rows].to(norm.dtype) - norm[rows].unsqueeze(-1)
+            seen = _seen(ctx.name, logits, ctx.noise, rows)
+            probs = seen.softmax(-1) if ids is None else None
+            if grad_logits is not None:
+                pulled = _pull_back_(ctx.name, seen, probs, values[:, :steps].clone())
+                grad_logits[rows] = pulled.mul_(grad_BT1[rows])
+            if grad_scores is not None:
+                part = values.exp_().mul_(-grad_BU1[rows])
+                tokens = part[:, :steps]
+                if ids is not None:
+                    tokens.scatter_add_(-1, ids[rows].unsqueeze(-1), grad_BT1[rows])
+                else:
+                    tokens.addcmul_(probs, grad_BT1[rows])
+                part[torch.arange(len(part), device=part.device), lengths[rows, 0], ctx.eos_id] += grads[0][rows]
+                grad_scores[rows] = part
+        return grad_logits, grad_scores, None, None, None, None, None

@@ -1,11 +1,14 @@
 """Value and Jacobian of every operator against ENGINE Table 1, and exact derivatives where nothing is approximated."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from energymt.operators import OPERATORS, Noise, embed, expect, perturbed, relax
+from energymt.operators import BLOCK, OPERATORS, Noise, embed, log_likelihood, perturbed, relax
 
-B, T, V, D = 2, 3, 5, 4
+B, T, V, D, EOS = 2, 3, 5, 4, 1
+MASK = torch.tensor([[True, True, True], [True, True, False]])
 
 
 @pytest.fixture
@@ -16,6 +19,18 @@ def logits() -> torch.Tensor:
 @pytest.fixture
 def noise() -> Noise:
     return Noise(seed=3, step=7, sentence_ids_B=torch.tensor([11, 12]))
+
+
+@pytest.fixture(params=["one block", "a block a sentence"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BLOCK, "cpu", B * T * V if request.param == "one block" else 1)
+
+
+def likelihood_of(relaxed: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The formula of `log_likelihood`, over the dense value of an operator."""
+    logp = scores.log_softmax(-1)
+    tokens = (relaxed * logp[:, :T]).sum(-1).masked_fill(~MASK, 0.0).sum(1)
+    return tokens + logp[torch.arange(B), MASK.sum(1), EOS]
 
 
 def softmax_jacobian(z: torch.Tensor) -> torch.Tensor:
@@ -41,22 +56,28 @@ def test_value_and_jacobian_of_table_1(name: str, logits: torch.Tensor, noise: N
 @pytest.mark.parametrize("name", ["SX", "GX"])
 def test_soft_operators_pass_gradcheck(name: str, logits: torch.Tensor, noise: Noise) -> None:
     table = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
-    values = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(B, T + 1, V, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: relax(name, z, noise=noise), (logits,))
     assert torch.autograd.gradcheck(lambda z, e: embed(name, z, e, noise=noise), (logits, table))
-    assert torch.autograd.gradcheck(lambda z, w: expect(name, z, w, noise=noise), (logits, values))
+    assert torch.autograd.gradcheck(lambda z, s: log_likelihood(name, z, s, MASK, EOS, noise=noise), (logits, scores))
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["argmax", "sampled"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_embed_and_expect_equal_the_dense_form(name: str, given: bool, logits: torch.Tensor, noise: Noise) -> None:
+def test_the_block_forms_equal_the_dense_form(
+    name: str, given: bool, logits: torch.Tensor, noise: Noise, blocks: None
+) -> None:
     table = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
-    values = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(B, T + 1, V, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(V, (B, T)) if given else None
     dense = relax(name, logits, ids, noise)
     for fast, slow, other in (
         (embed(name, logits, table, ids, noise), dense @ table, table),
-        (expect(name, logits, values, ids, noise), (dense * values).sum(-1), values),
+        (
+            log_likelihood(name, logits, scores, MASK, EOS, ids, noise),
+            likelihood_of(dense, scores),
+            scores,
+        ),
     ):
         assert torch.allclose(fast, slow)
         direction = torch.randn_like(slow)
@@ -71,12 +92,13 @@ def test_embed_and_expect_equal_the_dense_form(name: str, given: bool, logits: t
 @pytest.mark.parametrize("name", OPERATORS)
 def test_forbidden_tokens_get_no_mass_and_no_gradient(name: str, noise: Noise) -> None:
     base = torch.randn(B, T, V, dtype=torch.float64, requires_grad=True)
-    forbidden = torch.tensor([True, False, False, True, False])
+    forbidden = torch.tensor([True, False, False, True, False])  # not the end token
     logits = base.masked_fill(forbidden, float("-inf"))
-    values = torch.randn(B, T, V, dtype=torch.float64).masked_fill(forbidden, float("-inf")).requires_grad_()
+    scores = torch.randn(B, T + 1, V, dtype=torch.float64).masked_fill(forbidden, float("-inf")).requires_grad_()
     assert (relax(name, logits, noise=noise)[..., forbidden] == 0).all()
-    (grad,) = torch.autograd.grad(expect(name, logits, values, noise=noise).sum(), base)
-    assert torch.isfinite(grad).all()
+    energy = log_likelihood(name, logits, scores, MASK, EOS, noise=noise).sum()
+    grad, grad_scores = torch.autograd.grad(energy, (base, scores))
+    assert torch.isfinite(energy) and torch.isfinite(grad).all() and torch.isfinite(grad_scores).all()
     assert (grad[..., forbidden] == 0).all()
     assert (grad[..., ~forbidden] != 0).any()
 
@@ -106,9 +128,33 @@ def test_a_noisy_operator_without_noise_is_refused(logits: torch.Tensor) -> None
         relax("SG", logits)
 
 
-def test_hard_embed_stores_no_one_hot(logits: torch.Tensor) -> None:
-    table = torch.randn(V, D, dtype=torch.float64)
+def saved_shapes(compute: Callable[[], torch.Tensor]) -> list[tuple[int, ...]]:
     saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(tuple(x.shape)), x)[1], lambda x: x):
-        embed("ST", logits, table)
-    assert saved.count((B, T, V)) == 1  # the logits themselves, nothing else of size V
+        compute()
+    return saved
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_one_hot_no_probability_and_no_noise_is_stored(name: str, logits: torch.Tensor, noise: Noise) -> None:
+    table = torch.randn(V, D, dtype=torch.float64)
+    scores = torch.randn(B, T + 1, V, dtype=torch.float64)
+    assert saved_shapes(lambda: embed(name, logits, table, noise=noise)).count((B, T, V)) == 1  # the logits
+    saved = saved_shapes(lambda: log_likelihood(name, logits, scores, MASK, EOS, noise=noise))
+    assert saved.count((B, T, V)) == 1 and saved.count((B, T + 1, V)) == 1  # the logits and the teacher's
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_half_precision_is_close_to_single(name: str, noise: Noise) -> None:
+    logits, table = torch.randn(B, T, V), torch.randn(V, D)
+    scores = torch.randn(B, T + 1, V)
+    ids = torch.randint(V, (B, T))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        z, s = logits.to(dtype).requires_grad_(), scores.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            value = embed(name, z, table, ids, noise).sum() + log_likelihood(name, z, s, MASK, EOS, ids, noise).sum()
+        found.append((value.float(), *(grad.float() for grad in torch.autograd.grad(value, (z, s)))))
+        assert z.dtype == dtype
+    for exact, half in zip(*found, strict=True):
+        assert torch.allclose(exact, half, atol=0.1, rtol=0.05)

@@ -56,9 +56,15 @@ class AutoregressiveEnergy:
             memory = self.teacher.encode(source)
         emb_BTD = operators.embed(self.feed, logits_BTV, table_VD, hard_ids_BT, feed_noise)
         logits_BUV = self.teacher.decode_soft(memory, emb_BTD, prediction.mask_BT)
-        logp_BUV = logits_BUV.to(torch.promote_types(logits_BUV.dtype, torch.float32)).log_softmax(-1)
-        token_BT = operators.expect(self.score, logits_BTV, logp_BUV[:, :-1], hard_ids_BT, score_noise)
-        return -token_BT.masked_fill(~prediction.mask_BT, 0.0).sum(1) - self._end(logp_BUV, prediction.mask_BT)
+        return -operators.log_likelihood(
+            self.score,
+            logits_BTV,
+            logits_BUV,
+            prediction.mask_BT,
+            self.teacher.vocabulary.eos_id,
+            hard_ids_BT,
+            score_noise,
+        )
 
     @torch.no_grad()
     def discrete(self, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -66,9 +72,5 @@ class AutoregressiveEnergy:
         logits_BUV = self.teacher.decode(self.teacher.encode(source), ids_BT, mask_BT)
         logp_BUV = logits_BUV.to(torch.promote_types(logits_BUV.dtype, torch.float32)).log_softmax(-1)
         token_BT = logp_BUV[:, :-1].gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1)
-        return -token_BT.masked_fill(~mask_BT, 0.0).sum(1) - self._end(logp_BUV, mask_BT)
-
-    def _end(self, logp_BUV: Tensor, mask_BT: Tensor) -> Tensor:
-        """log p(eos) behind the last token of each sentence, [B]."""
-        last_B = mask_BT.sum(1)
-        return logp_BUV[..., self.teacher.vocabulary.eos_id].gather(1, last_B.unsqueeze(1)).squeeze(1)
+        end_B = logp_BUV[..., self.teacher.vocabulary.eos_id].gather(1, mask_BT.sum(1, keepdim=True)).squeeze(1)
+        return -token_BT.masked_fill(~mask_BT, 0.0).sum(1) - end_B

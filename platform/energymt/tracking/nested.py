@@ -39,6 +39,7 @@ class NestedTracking(AbstractContextManager["NestedTracking"]):
         self._parent = self._tracker(name, folder, None)
         self._parent.tags({"kind": "sweep", "space": space.__name__, "metric": space.METRIC, "mode": space.MODE})
         self._parent.params({"trainable": space.TRAINABLE, "cells": len(plan), **vars(space.BUDGET)})
+        self._polling = threading.Lock()  # `end` polls while the thread may: a cell must not be opened twice
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="sweep-tracking", daemon=True)
 
@@ -76,12 +77,13 @@ class NestedTracking(AbstractContextManager["NestedTracking"]):
             self._poll()
 
     def _poll(self) -> None:
-        for cell in self._plan:
-            folder = self._folder / cell.name
-            if cell.name not in self._open and (folder / runs.LOG).exists():
-                self._open[cell.name] = self._begin(cell, folder)
-            if cell.name in self._open:
-                self._open[cell.name][1]()
+        with self._polling:
+            for cell in self._plan:
+                folder = self._folder / cell.name
+                if cell.name not in self._open and (folder / runs.LOG).exists():
+                    self._open[cell.name] = self._begin(cell, folder)
+                if cell.name in self._open:
+                    self._open[cell.name][1]()
 
     def _begin(self, cell: Cell, folder: Path) -> tuple[Tracker, LogRelay]:
         tracker = self._tracker(cell.name, folder, self._folder)
