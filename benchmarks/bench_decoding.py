@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import CLOCKS, interleaved, machine, ratio
+from benchmarks.timing import interleaved, machine, parse, ratio
 from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.decoding import autoregressive, mask_predict
 from energymt.models import make_translator
@@ -193,21 +192,18 @@ def verdict(seconds: dict[str, list[float]]) -> None:
             print(f"{OURS}: {found:.2f} × {peer}; bar {bar}: {'met' if found >= bar else 'MISSED'}")
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+def more(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "base"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="process: where others use the CPU too")
     parser.add_argument("--only", help="rows whose name holds this word, and those that they are compared with")
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
-    options = parser.parse_args()
+
+
+def main() -> None:
+    """Entry point."""
+    options = parse(__doc__, 8, more)
     if options.quick:
-        options.sizes, options.rounds = ["quick"], 2
-    torch.set_num_threads(options.threads)
+        options.sizes = ["quick"]
     print(f"Decoding, {machine(options.device)}; medians of {options.rounds} turns")
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as name:

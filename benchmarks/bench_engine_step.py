@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import random
 import statistics
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.plain import PlainStudent, PlainTeacher, engine_loss
-from benchmarks.timing import CLOCKS, interleaved, machine, ratio
+from benchmarks.timing import interleaved, machine, parse, ratio
 from energymt.configuration import validate
 from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.models import make_translator
@@ -146,19 +145,17 @@ def require_equal(found: dict[str, tuple[float, float]], precision: str) -> None
             raise SystemExit(f"The two steps differ in their {what}: ours {float(mine):.6g}, plain {float(other):.6g}.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+def more(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark alone."""
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "base"])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="process: where others use the CPU too")
-    parser.add_argument("--quick", action="store_true", help="a few small steps, to see that it runs")
-    options = parser.parse_args()
+
+
+def main() -> None:
+    """Entry point."""
+    options = parse(__doc__, 16, more)
     if options.quick:
-        options.sizes, options.rounds = ["quick"], 2
-    torch.set_num_threads(options.threads)
+        options.sizes = ["quick"]
     print(f"One ENGINE step (SX, ST), {machine(options.device)}; target tokens/s, medians of {options.rounds} turns")
     print(f"{'size':8}{'precision':>10}{'plain':>12}{'ours':>12}{'ours/plain (time)':>20}")
     for size in options.sizes:

@@ -6,6 +6,8 @@ are ever divided by each other.
 
 from __future__ import annotations
 
+import argparse
+import os
 import platform
 import statistics
 import time
@@ -15,6 +17,26 @@ from pathlib import Path
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+
+
+def parse(
+    description: str | None, rounds: int, more: Callable[[argparse.ArgumentParser], object]
+) -> argparse.Namespace:
+    """The options that all benchmarks have, and `more`; sets the threads, refuses a device that is not there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="process: where others use the CPU too")
+    parser.add_argument("--quick", action="store_true", help="two small rounds, to see that it runs")
+    more(parser)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device is visible here (torch.cuda.is_available() is false); leave --device out")
+    if options.quick:
+        options.rounds = 2
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def interleaved(

@@ -9,9 +9,9 @@
 
 with Gumbel noise g. Temperature is 1, as in the paper.
 
-`relax` is the definition, dense. `embed` and `log_likelihood` are what energies call: equal to it in value and
+`relax` is the definition, dense. `embed` (and `energies.likelihood`) are what energies call: equal to it in value and
 gradient, but a one-hot is never made, probabilities and noise are never stored (the backward pass computes them again),
-and the work goes through the batch in blocks of a few sentences, whose intermediate values stay in the cache.
+and the work goes block by block, so that intermediate values stay small, and on a CPU in its cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from energymt.noise import Noise
 
-__all__ = ["OPERATORS", "Noise", "Operator", "embed", "log_likelihood", "operator", "perturbed", "relax"]
+__all__ = ["OPERATORS", "Noise", "Operator", "embed", "operator", "perturbed", "relax"]
 
 
 class Operator(NamedTuple):
@@ -56,12 +56,7 @@ def operator(name: str) -> Operator:
 
 def perturbed(name: str, logits_BTV: Tensor, noise: Noise | None) -> Tensor:
     """The logits that the operator sees: z, or z + g for SG and GX. Shape [B, T, V], at least fp32."""
-    seen_BTV = logits_BTV.to(_exact(logits_BTV))
-    if not operator(name).noisy:
-        return seen_BTV
-    if noise is None:
-        raise ValueError(f"operator {name} draws Gumbel noise: pass a Noise")
-    return seen_BTV + noise.gumbel(logits_BTV.shape[1], 0, logits_BTV.shape[2], seen_BTV.dtype)
+    return seen_by(name, logits_BTV, noise)
 
 
 def relax(name: str, logits_BTV: Tensor, hard_ids_BT: Tensor | None = None, noise: Noise | None = None) -> Tensor:
@@ -88,60 +83,66 @@ def embed(
 
     Equal to `relax(...) @ table_VD` in value and gradient. A hard operator looks its rows up.
     """
-    ids_BT = _hard_ids(name, logits_BTV, hard_ids_BT, noise)
+    ids_BT = hard_ids_of(name, logits_BTV, hard_ids_BT, noise)
     return _Embed.apply(logits_BTV, table_VD, ids_BT, name, noise)  # type: ignore[no-untyped-call]
 
 
-def log_likelihood(
-    name: str,
-    logits_BTV: Tensor,
-    scores_BUV: Tensor,
-    mask_BT: Tensor,
-    eos_id: int,
-    hard_ids_BT: Tensor | None = None,
-    noise: Noise | None = None,
-) -> Tensor:
-    """log p of relaxed sentences, [B] in nats: place O2 of ENGINE (what picks the teacher's log-probabilities).
-
-        Σ_{t ≤ T_b} O(z_t)ᵀ log softmax(s_t)  +  log softmax(s_{T_b + 1})[eos]
-
-    with s the teacher's logits `scores_BUV`, U = T + 1, and T_b the real tokens of a sentence (`mask_BT`). Equal to the
-    formula over `relax(...)` in value and gradient, where 0 · (−∞) counts as 0.
-    """
-    ids_BT = _hard_ids(name, logits_BTV, hard_ids_BT, noise)
-    return _LogLikelihood.apply(  # type: ignore[no-untyped-call]
-        logits_BTV, scores_BUV, mask_BT, eos_id, ids_BT, name, noise
-    )
+BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}  # elements of a block
+NARROWEST = 512  # columns of a block: below, matrix products lose more than the cache gives
 
 
-# Elements of the blocks in which a batch is worked through: on a CPU a block stays in the cache.
-BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}
-
-
-def _blocks(logits_BTV: Tensor) -> Iterator[slice]:
+def row_blocks(logits_BTV: Tensor) -> Iterator[slice]:
+    """Sentences that are worked on together."""
     sentences, length, vocabulary = logits_BTV.shape
-    size = max(1, BLOCK.get(logits_BTV.device.type, 1 << 24) // max(1, length * vocabulary))
-    return (slice(start, start + size) for start in range(0, sentences, size))
+    return _cut(sentences, max(1, BLOCK[logits_BTV.device.type] // max(1, length * vocabulary)))
 
 
-def _exact(logits: Tensor) -> torch.dtype:
+def _column_blocks(logits_BTV: Tensor) -> Iterator[slice]:
+    sentences, length, vocabulary = logits_BTV.shape
+    return _cut(vocabulary, max(NARROWEST, BLOCK[logits_BTV.device.type] // max(1, sentences * length)))
+
+
+def _cut(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def exact_type(logits: Tensor) -> torch.dtype:
+    """What probabilities are computed in: fp32, or fp64 for fp64."""
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def _seen(name: str, logits_BTV: Tensor, noise: Noise | None, rows: slice) -> Tensor:
-    return perturbed(name, logits_BTV[rows], None if noise is None else noise.select(rows))
+def log_norm(name: str, logits_BTV: Tensor, noise: Noise | None) -> Tensor:
+    """log Σ_v exp of what the operator sees, [B, T, 1]."""
+    parts = [seen_by(name, logits_BTV, noise, columns=c).logsumexp(-1) for c in _column_blocks(logits_BTV)]
+    return torch.stack(parts, -1).logsumexp(-1, keepdim=True)
+
+
+EVERY = slice(None)
+
+
+def seen_by(name: str, logits_BTV: Tensor, noise: Noise | None, rows: slice = EVERY, columns: slice = EVERY) -> Tensor:
+    """A block of what the operator sees."""
+    block = logits_BTV[rows, :, columns]
+    exact = block.to(exact_type(block))
+    if not operator(name).noisy:
+        return exact
+    if noise is None:
+        raise ValueError(f"operator {name} draws Gumbel noise: pass a Noise")
+    start, stop, _ = columns.indices(logits_BTV.shape[-1])
+    return exact + noise.select(rows).gumbel(block.shape[1], start, stop, exact.dtype)
 
 
 @torch.no_grad()
-def _hard_ids(name: str, logits_BTV: Tensor, hard_ids_BT: Tensor | None, noise: Noise | None) -> Tensor | None:
+def hard_ids_of(name: str, logits_BTV: Tensor, hard_ids_BT: Tensor | None, noise: Noise | None) -> Tensor | None:
+    """The tokens that are the value of a hard operator, [B, T]; None for a soft one."""
     if not operator(name).hard:
         return None
     if hard_ids_BT is not None:
         return hard_ids_BT
-    return torch.cat([_seen(name, logits_BTV, noise, rows).argmax(-1) for rows in _blocks(logits_BTV)])
+    return torch.cat([seen_by(name, logits_BTV, noise, rows).argmax(-1) for rows in row_blocks(logits_BTV)])
 
 
-def _pull_back_(name: str, seen: Tensor, probs: Tensor | None, grad_probs: Tensor) -> Tensor:
+def pull_back_(name: str, seen: Tensor, probs: Tensor | None, grad_probs: Tensor) -> Tensor:
     """The gradient of the logits from that of the operator's output, by the Jacobian; overwrites `grad_probs`.
 
     `probs` is softmax(seen), where it is known already.
@@ -165,101 +166,68 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (seen,) = ctx.saved_tensors
-        return _pull_back_(ctx.name, seen, None, grads[0].clone()), None, None
+        return pull_back_(ctx.name, seen, None, grads[0].clone()), None, None
 
 
 class _Embed(torch.autograd.Function):
-    """O(z) @ table, and its gradient, block by block."""
+    """O(z) @ table and its gradient, by parts of the vocabulary."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, table: Tensor, ids: Tensor | None, name: str, noise: Noise | None) -> Tensor:
-        ctx.save_for_backward(logits, table, ids)
         device = logits.device.type
         # Under autocast the products run in its type, backward as forward.
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
         ctx.name, ctx.noise = name, noise
         if ids is not None:
+            ctx.save_for_backward(logits, table, ids, None)
             return torch.nn.functional.embedding(ids, table)
-        weight = table.to(ctx.dtype)
-        out = weight.new_empty((*logits.shape[:2], table.shape[1]))
-        for rows in _blocks(logits):
-            torch.matmul(_seen(name, logits, noise, rows).softmax(-1).to(ctx.dtype), weight, out=out[rows])
-        return out
+        norm = log_norm(name, logits, noise)
+        ctx.save_for_backward(logits, table, None, norm)
+        out = norm.new_zeros((*logits.shape[:2], table.shape[1]))
+        for columns in _column_blocks(logits):
+            probs = seen_by(name, logits, noise, columns=columns).sub(norm).exp_()
+            out += probs.to(ctx.dtype) @ table[columns].to(ctx.dtype)
+        return out.to(ctx.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits, table, ids = ctx.saved_tensors
+        logits, table, ids, norm = ctx.saved_tensors
         grad = grads[0].to(ctx.dtype)
-        grad_logits = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
-        weight = table.to(ctx.dtype).T
-        for rows in _blocks(logits):
-            seen = _seen(ctx.name, logits, ctx.noise, rows)
-            probs = seen.softmax(-1) if ids is None else None
-            if grad_table is not None and probs is not None:
-                grad_table += (probs.to(ctx.dtype).flatten(0, 1).T @ grad[rows].flatten(0, 1)).to(table)
-            if grad_logits is not None:
-                grad_logits[rows] = _pull_back_(ctx.name, seen, probs, (grad[rows] @ weight).to(seen.dtype))
-        if grad_table is not None and ids is not None:
-            grad_table.index_add_(0, ids.flatten(), grad.flatten(0, 1).to(table))
+        grad_logits = _Embed.grad_logits(ctx, logits, table, norm, grad) if ctx.needs_input_grad[0] else None
+        grad_table = _Embed.grad_table(ctx, logits, table, ids, norm, grad) if ctx.needs_input_grad[1] else None
         return grad_logits, grad_table, None, None, None
 
-
-class _LogLikelihood(torch.autograd.Function):
-    """The log-likelihood of relaxed sentences under the softmax of `scores`, and its gradient, block by block."""
+    @staticmethod
+    def grad_logits(ctx: Any, logits: Tensor, table: Tensor, norm: Tensor | None, grad: Tensor) -> Tensor:
+        """Two passes: the gradient of the probabilities, written where that of the logits will be; the Jacobian."""
+        result = torch.empty_like(logits)
+        if OPERATORS[ctx.name].jacobian == "identity":
+            for columns in _column_blocks(logits):
+                part = grad @ table[columns].to(ctx.dtype).T
+                result[..., columns] = part.masked_fill_(logits[..., columns] == float("-inf"), 0.0)
+            return result
+        norm = log_norm(ctx.name, logits, ctx.noise) if norm is None else norm
+        mean = torch.zeros_like(norm)  # Σ_v p_v · (gradient of p_v)
+        for columns in _column_blocks(logits):
+            probs = seen_by(ctx.name, logits, ctx.noise, columns=columns).sub(norm).exp_()
+            part = grad @ table[columns].to(ctx.dtype).T
+            mean += probs.mul_(part).sum(-1, keepdim=True)
+            result[..., columns] = part
+        for columns in _column_blocks(logits):
+            probs = seen_by(ctx.name, logits, ctx.noise, columns=columns).sub(norm).exp_()
+            result[..., columns] = probs.mul_(result[..., columns] - mean)
+        return result
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        scores: Tensor,
-        mask: Tensor,
-        eos_id: int,
-        ids: Tensor | None,
-        name: str,
-        noise: Noise | None,
+    def grad_table(
+        ctx: Any, logits: Tensor, table: Tensor, ids: Tensor | None, norm: Tensor | None, grad: Tensor
     ) -> Tensor:
-        exact, steps = _exact(scores), logits.shape[1]
-        norm = scores.logsumexp(-1) if scores.dtype == exact else scores.to(exact).logsumexp(-1)
+        """The gradient of the rows of the table."""
+        result, grad_RD = torch.zeros_like(table), grad.flatten(0, 1)
         if ids is not None:
-            picked = scores[:, :steps].gather(-1, ids.unsqueeze(-1)).squeeze(-1).to(exact)
-        else:
-            picked = norm.new_empty(mask.shape)
-            for rows in _blocks(logits):
-                probs = _seen(name, logits, noise, rows).softmax(-1)
-                picked[rows] = (probs * scores[rows, :steps].masked_fill(probs == 0, 0.0)).sum(-1)
-        lengths = mask.sum(1)
-        sentences = torch.arange(len(mask), device=mask.device)
-        end = scores[sentences, lengths, eos_id].to(exact) - norm[sentences, lengths]
-        ctx.save_for_backward(logits, scores, mask, ids, norm)
-        ctx.eos_id, ctx.name, ctx.noise = eos_id, name, noise
-        return (picked - norm[:, :steps]).masked_fill(~mask, 0.0).sum(1) + end
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits, scores, mask, ids, norm = ctx.saved_tensors
-        grad_logits = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        grad_scores = torch.empty_like(scores) if ctx.needs_input_grad[1] else None
-        steps = logits.shape[1]
-        lengths = mask.sum(1, keepdim=True)
-        grad_BT1 = (grads[0].unsqueeze(1) * mask).unsqueeze(-1)
-        # Rows of the teacher that count: the tokens, and the one behind the last, which must say eos.
-        counted = torch.arange(scores.shape[1], device=mask.device) <= lengths
-        grad_BU1 = (grads[0].unsqueeze(1) * counted).unsqueeze(-1)
-        for rows in _blocks(logits):
-            values = scores[rows].to(norm.dtype) - norm[rows].unsqueeze(-1)
-            seen = _seen(ctx.name, logits, ctx.noise, rows)
-            probs = seen.softmax(-1) if ids is None else None
-            if grad_logits is not None:
-                pulled = _pull_back_(ctx.name, seen, probs, values[:, :steps].clone())
-                grad_logits[rows] = pulled.mul_(grad_BT1[rows])
-            if grad_scores is not None:
-                part = values.exp_().mul_(-grad_BU1[rows])
-                tokens = part[:, :steps]
-                if ids is not None:
-                    tokens.scatter_add_(-1, ids[rows].unsqueeze(-1), grad_BT1[rows])
-                else:
-                    tokens.addcmul_(probs, grad_BT1[rows])
-                part[torch.arange(len(part), device=part.device), lengths[rows, 0], ctx.eos_id] += grads[0][rows]
-                grad_scores[rows] = part
-        return grad_logits, grad_scores, None, None, None, None, None
+            return result.index_add_(0, ids.flatten(), grad_RD.to(table.dtype))
+        assert norm is not None
+        for columns in _column_blocks(logits):
+            probs = seen_by(ctx.name, logits, ctx.noise, columns=columns).sub(norm).exp_()
+            result[columns] = (probs.to(ctx.dtype).flatten(0, 1).T @ grad_RD).to(table.dtype)
+        return result

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from energymt.operators import BLOCK, OPERATORS, Noise, embed, log_likelihood, perturbed, relax
+from energymt import operators
+from energymt.energies.likelihood import log_likelihood
+from energymt.operators import BLOCK, OPERATORS, Noise, embed, perturbed, relax
 
 B, T, V, D, EOS = 2, 3, 5, 4, 1
 MASK = torch.tensor([[True, True, True], [True, True, False]])
@@ -21,9 +23,10 @@ def noise() -> Noise:
     return Noise(seed=3, step=7, sentence_ids_B=torch.tensor([11, 12]))
 
 
-@pytest.fixture(params=["one block", "a block a sentence"])
+@pytest.fixture(params=["one block", "small blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BLOCK, "cpu", B * T * V if request.param == "one block" else 1)
+    monkeypatch.setattr(operators, "NARROWEST", V if request.param == "one block" else 2)
 
 
 def likelihood_of(relaxed: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from energymt import operators
+from energymt.energies.likelihood import log_likelihood
 from energymt.errors import ConfigurationError
 from energymt.models.translator import AutoregressiveModel
 from energymt.records import Prediction, Source
@@ -56,7 +57,7 @@ class AutoregressiveEnergy:
             memory = self.teacher.encode(source)
         emb_BTD = operators.embed(self.feed, logits_BTV, table_VD, hard_ids_BT, feed_noise)
         logits_BUV = self.teacher.decode_soft(memory, emb_BTD, prediction.mask_BT)
-        return -operators.log_likelihood(
+        return -log_likelihood(
             self.score,
             logits_BTV,
             logits_BUV,

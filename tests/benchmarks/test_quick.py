@@ -1,0 +1,41 @@
+"""Every benchmark runs from its command, in small, and prints the ratios that it promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMISED = {
+    "bench_decoding": [r"quick, batch 1\n", r"quick, batch 32\n", r"CTranslate2 int8, beam 5 +[\d.]+ +[\d.]+ +1\.00"],
+    "bench_embed": [r"ST: [\d.]+ times as fast", r"SX: [\d.]+ times as fast"],
+    "bench_engine_step": [r"quick +fp32( +[\d,.]+){3}", r"quick +bf16( +[\d,.]+){3}"],
+}
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_all_benchmarks_are_known() -> None:
+    assert {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")} == set(PROMISED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_quick_run(name: str) -> None:
+    done = run(name, "--quick")
+    assert done.returncode == 0, done.stderr
+    for pattern in PROMISED[name]:
+        assert re.search(pattern, done.stdout), f"{pattern} is not in\n{done.stdout}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    done = run(name, "--quick", "--device", "cuda")
+    assert done.returncode == 2 and "no CUDA device is visible" in done.stderr
