@@ -188,6 +188,35 @@ def test_a_broken_kept_model_is_named(tmp_path: Path) -> None:
         checkpoints.load_kept(constant(0.0), [1])
 
 
+@pytest.mark.parametrize("higher, best", [(True, (8.0, 3)), (False, (1.0, 1))])
+def test_a_broken_kept_model_is_left_out(higher: bool, best: tuple[float, int], tmp_path: Path) -> None:
+    """The best one is broken: the best of the others takes its place."""
+    checkpoints = Checkpoints(tmp_path, keep_best=3)
+    progress = step(0)
+    for number, value in enumerate([1.0, 9.0 if higher else 0.5, 8.0], start=1):
+        progress.step = progress.best_step = number
+        checkpoints.keep(constant(value), progress, value, higher)
+    progress.best, progress.best_step = (9.0 if higher else 0.5), 2
+    assert checkpoints.leave_out_damaged(progress, higher) == ""
+    assert (progress.best_step, len(progress.kept)) == (2, 3)
+    (tmp_path / "kept-00000002" / "weights.safetensors").write_bytes(b"")
+    said = checkpoints.leave_out_damaged(progress, higher)
+    assert "step 2 is left out" in said and "kept-00000002/weights.safetensors" in said and "step 1" not in said
+    assert (progress.best, progress.best_step) == best
+    assert progress.kept == {"1": 1.0, "3": 8.0}
+
+
+def test_if_every_kept_model_is_broken_there_is_no_best_one(tmp_path: Path) -> None:
+    checkpoints, progress = Checkpoints(tmp_path), step(1, best=1.0, best_step=1)
+    checkpoints.keep(constant(1.0), progress, 1.0, True)
+    (tmp_path / "kept-00000001" / "energymt.json").unlink()
+    assert "kept-00000001" in checkpoints.leave_out_damaged(progress, True)
+    assert (progress.best, progress.best_step, progress.kept) == (None, -1, {})
+    checkpoints.keep(constant(2.0), progress, -5.0, True)
+    checkpoints.load_kept(model := constant(0.0), [1])
+    assert model.weight.item() == 2.0
+
+
 def test_clear_forgets_everything(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.keep(constant(1.0), step(1), 1.0, True)

@@ -156,6 +156,16 @@ def test_science_knows_nothing_of_the_cluster() -> None:
     none([route(name, modules, OUTSIDE_SCIENCE) for name in science])
 
 
+def test_a_class_is_called_what_no_other_is() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in house().items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))) if within(module, ("energymt",)) else ():
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert "Translator" in places
+    none([f"{name} is a class of {' and of '.join(found)}" for name, found in places.items() if len(found) > 1])
+
+
 def test_training_starts_without_ray_and_mlflow() -> None:
     modules = house()
     starts = [name for name in modules if within(name, ("energymt.training", "trainables"))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import PositiveInt
 
 from energymt.configuration import VocabularyConfig
+from energymt.devices import choose_device
 from energymt.distillation import pseudo_corpus
 from energymt.errors import ConfigurationError
 from energymt.models import AutoregressiveModel, load_translator
@@ -32,7 +33,8 @@ class Distilled(masked.Masked):
         teacher = load_translator(fetch(config.teacher))
         if not isinstance(teacher, AutoregressiveModel):
             raise ConfigurationError(f"The teacher {config.teacher} is not autoregressive: it has no beam search.")
-        changes: dict[str, object] = {"train": pseudo_corpus(teacher, config.teacher, config.train, config.beam)}
+        train = pseudo_corpus(teacher, config.teacher, config.train, config.beam, choose_device(config.device))
+        changes: dict[str, object] = {"train": train}
         if config.vocabulary.path is None and config.model.init is None:
             changes["vocabulary"] = VocabularyConfig(path=config.teacher)
         super().__init__(config.model_copy(update=changes))

@@ -18,13 +18,14 @@ from pydantic import Field
 from energymt.configuration import ModelConfig, OptimizerConfig, TrainingConfig
 from energymt.data.vocabulary import require_same
 from energymt.development import energy_scores, translation_scores
+from energymt.devices import choose_device
 from energymt.distillation import pseudo_corpus
 from energymt.energies import AutoregressiveEnergy
 from energymt.errors import ConfigurationError
 from energymt.losses import cross_entropy, length_loss
 from energymt.models import AutoregressiveModel, NonautoregressiveModel, load_translator
 from energymt.operators import Noise
-from energymt.preparation import open_model, prepare_text
+from energymt.preparation import open_model, prepare_text, require_room
 from energymt.records import Batch, Prediction, Step, StepBatch, Term
 from energymt.storage import fetch
 from trainables.masked import partial_mask
@@ -68,7 +69,8 @@ class Engine:
                 f"The teacher {config.teacher} is not autoregressive: its −log p is no energy here."
             )
         if config.target_lengths == "teacher":
-            config = config.model_copy(update={"train": pseudo_corpus(teacher, config.teacher, config.train)})
+            train = pseudo_corpus(teacher, config.teacher, config.train, device=choose_device(config.device))
+            config = config.model_copy(update={"train": train})
         if config.vocabulary.path is None and config.model.init is None:
             config = config.model_copy(
                 update={"vocabulary": config.vocabulary.model_copy(update={"path": config.teacher})}
@@ -82,6 +84,10 @@ class Engine:
             raise ConfigurationError(
                 "engine trains non-autoregressive translators; choose a masked-* or tagger-* model."
             )
+        # The energy reads whole translations, also of dev; `start` looks at the training text of every method.
+        require_room(self.text.dev, config, "dev", model)
+        require_room(self.text.train, config, "train", teacher, f"the teacher {config.teacher}")
+        require_room(self.text.dev, config, "dev", teacher, f"the teacher {config.teacher}")
         self.model = model
         self.energy = AutoregressiveEnergy(teacher, config.feed, config.score)
 

@@ -30,6 +30,7 @@ class Progress:
     seconds: float = 0.0
     kept: dict[str, float] = field(default_factory=dict)  # step of a kept model -> its dev value
     stopped_early: bool = False
+    budget: int = 0  # the steps that the run was given when it was last started
 
 
 class Checkpoints:
@@ -70,15 +71,28 @@ class Checkpoints:
             return Progress(**json.loads((path / PROGRESS).read_text(encoding="utf-8"))), " ".join(passed_over)
         return Progress(), " ".join(passed_over)
 
+    def leave_out_damaged(self, progress: Progress, higher_is_better: bool) -> str:
+        """Take kept models that are not whole out of `progress`; the best of the others is the best. Says which."""
+        left_out: list[str] = []
+        for step in list(progress.kept):
+            try:
+                verify_manifest(self._kept(step))
+            except StorageError as error:
+                left_out.append(f"The kept model of step {step} is left out: {error}")
+                del progress.kept[step]
+        if left_out:
+            best = next(iter(_ranked(progress.kept, higher_is_better)), None)
+            progress.best, progress.best_step = (None, -1) if best is None else (best[1], int(best[0]))
+        return " ".join(left_out)
+
     def keep(self, model: nn.Module, progress: Progress, value: float, higher_is_better: bool) -> None:
         """Keep the model of this step if it is among the k best; `progress.kept` is brought up to date."""
-        ranked = sorted(progress.kept.items(), key=lambda item: item[1], reverse=higher_is_better)
+        ranked = _ranked(progress.kept, higher_is_better)
         if len(ranked) >= self.keep_best:
             worst = ranked[-1][1]
             if not (value > worst if higher_is_better else value < worst):
                 return
-        path = self.folder / f"kept-{progress.step:08d}"
-        with atomic_folder(path) as part:
+        with atomic_folder(self._kept(progress.step)) as part:
             safetensors.torch.save_file(_trainable(model), part / WEIGHTS)
             write_manifest(part, {"step": progress.step, "dev": value})
         progress.kept[str(progress.step)] = value
@@ -90,7 +104,7 @@ class Checkpoints:
         """Load the mean of the kept models of these steps into `model` (one step: that model)."""
         total: dict[str, Tensor] = {}
         for step in steps:
-            path = self.folder / f"kept-{step:08d}"
+            path = self._kept(step)
             verify_manifest(path)
             for name, tensor in safetensors.torch.load_file(path / WEIGHTS).items():
                 total[name] = total[name] + tensor.double() if name in total else tensor.double()
@@ -102,6 +116,9 @@ class Checkpoints:
         """Remove every checkpoint of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _kept(self, step: int | str) -> Path:
+        return self.folder / f"kept-{int(step):08d}"
+
     def _numbered(self, kind: str) -> list[Path]:
         if not self.folder.is_dir():
             return []
@@ -111,6 +128,11 @@ class Checkpoints:
 
 def _number(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
+
+
+def _ranked(kept: dict[str, float], higher_is_better: bool) -> list[tuple[str, float]]:
+    """Steps and dev values, the best first; of equals, the earliest."""
+    return sorted(kept.items(), key=lambda item: item[1], reverse=higher_is_better)
 
 
 def _kept_by(path: Path) -> set[str]:

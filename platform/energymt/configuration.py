@@ -89,7 +89,7 @@ class TrainingConfig(Section):
     evaluate_every: PositiveInt = 500
     """Steps between two evaluations on dev."""
     patience: PositiveInt = 10
-    """Evaluations without a better dev value after which training stops."""
+    """Evaluations without a better dev value after which training stops; raise it, or `steps`, to go on."""
     keep_best: PositiveInt = 1
     """Best checkpoints kept; more than one are averaged at the end, and the average stays if it is better on dev."""
     checkpoint_every: PositiveInt = 500

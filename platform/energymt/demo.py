@@ -38,8 +38,8 @@ OPTIMIZER = {"learning_rate": 2e-3, "schedule": "linear", "warmup_steps": 100}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One system of the table."""
+class Measured:
+    """What the table says of one system."""
 
     system: str
     valid: float  # percent of test sentences
@@ -77,7 +77,7 @@ LABELS = {
 }
 
 
-def run_demo(seed: int, json_file: Path | None, tracking: str | None) -> list[Row]:
+def run_demo(seed: int, json_file: Path | None, tracking: str | None) -> list[Measured]:
     """Train the four models, print the table and three translations, say what to open next."""
     start = time.perf_counter()
     folder = runs_root() / "demo" / f"seed-{seed}"
@@ -129,10 +129,10 @@ def _measure(folder: Path, name: str, test: Corpus) -> System:
     return evaluate_model(str(folder / name / runs.MODEL), test, options, teacher)
 
 
-def _row(name: str, system: System, seconds: float, language: ToyLanguage, test: Corpus) -> Row:
+def _row(name: str, system: System, seconds: float, language: ToyLanguage, test: Corpus) -> Measured:
     valid = [language.is_valid(source, output) for source, output in zip(test.source, system.outputs, strict=True)]
     scores = system.report.overall
-    return Row(
+    return Measured(
         system=LABELS[name],
         valid=100.0 * sum(valid) / len(valid),
         bleu=scores.bleu,
@@ -143,7 +143,7 @@ def _row(name: str, system: System, seconds: float, language: ToyLanguage, test:
     )
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Measured]) -> str:
     """The table, as text."""
     columns = {"valid %": 9, "BLEU": 8, "energy": 9, "repeated %": 12, "ms/sent.": 10, "training": 10}
     head = f"\n{'one iteration':22}" + "".join(f"{name:>{width}}" for name, width in columns.items())

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+import torch
+
 from energymt.data.corpus import Corpus, DataConfig, read_corpus
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.folders import write_atomically
@@ -37,14 +39,21 @@ def pretending() -> Iterator[list[str]]:
         _pretended.reset(token)
 
 
-def pseudo_corpus(teacher: AutoregressiveModel, address: str, data: DataConfig, beam: int = 5) -> DataConfig:
+def pseudo_corpus(
+    teacher: AutoregressiveModel,
+    address: str,
+    data: DataConfig,
+    beam: int = 5,
+    device: torch.device | None = None,
+) -> DataConfig:
     """The training text with the teacher's translations as targets; written once, then found again.
 
     Args:
-        teacher: the translator.
+        teacher: the translator; it stays on `device` if anything is translated.
         address: where it came from, for the provenance.
         data: the training text; its targets are not read.
         beam: beam width (published ENGINE: 5).
+        device: where to translate; None is where the teacher is.
 
     Returns:
         The data configuration of the pseudo-corpus (TSV, columns `source` and `target`), limits as in `data`.
@@ -62,7 +71,7 @@ def pseudo_corpus(teacher: AutoregressiveModel, address: str, data: DataConfig, 
         notes.append(f"{len(corpus):,} translations of beam {beam} by {address}, to be written to {folder}")
         return _stand_in(data)
     if not (folder / PROVENANCE).is_file():
-        write_pseudo_corpus(teacher, corpus, folder, beam)
+        write_pseudo_corpus(teacher.to(device or teacher.device), corpus, folder, beam)
         provenance = {**facts, "teacher_address": address, "origin": corpus.origin, "sentences": len(corpus)}
         write_atomically(folder / PROVENANCE, json.dumps(provenance, indent=1))
     changes = {"path": str(folder / TEXT), "source": "source", "target": "target", "target_path": None, "format": "tsv"}

@@ -16,13 +16,20 @@ from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.energies import AutoregressiveEnergy
 from energymt.errors import ConfigurationError
 from energymt.metrics.significance import Comparison, Interval, compare, interval
-from energymt.metrics.translation import Report, Statistics, evaluate, statistics
+from energymt.metrics.translation import Report, Statistics, report, statistics
 from energymt.models import AutoregressiveModel, load_translator
 from energymt.records import Hypothesis, Source
 from energymt.storage import fetch
 
 SENTENCES_AT_ONCE = 64
-SHOWN = {"bleu": "BLEU", "chrf": "chrF", "energy": "energy", "repetition": "repeated", "length_ratio": "length ratio"}
+# What the table shows: label, and the factor on the value (a share becomes percent).
+SHOWN = {
+    "bleu": ("BLEU", 1.0),
+    "chrf": ("chrF", 1.0),
+    "energy": ("energy", 1.0),
+    "repetition": ("repeated %", 100.0),
+    "length_ratio": ("length ratio", 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class System:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; `repetition` and `empty` are shares from 0 to 1, `energy` is in nats per sentence."""
         return {
             "model": self.name,
             **self.report.to_dict(),
@@ -110,8 +117,8 @@ def evaluate_model(
         require_same(teacher.vocabulary, words, "the teacher", address)
         values["energy"] = energies(teacher, corpus.source, [list(item.ids) for item in hypotheses])
     outputs, references = [text for text, _ in found], [words.as_plain_text(text) for text in corpus.target]
-    report, rows = _scores(model, corpus, outputs, references, hypotheses, reference_ids, values)
-    return System(address, outputs, report, rows, {key: interval(value) for key, value in rows.items()}, seconds)
+    scores, rows = _scores(model, corpus, outputs, references, hypotheses, reference_ids, values)
+    return System(address, outputs, scores, rows, {key: interval(value) for key, value in rows.items()}, seconds)
 
 
 def _scores(
@@ -123,15 +130,15 @@ def _scores(
     reference_ids: list[list[int]],
     values: dict[str, list[float]],
 ) -> tuple[Report, dict[str, Statistics]]:
-    shared: dict[str, Any] = {
-        "hypothesis_tokens": [hypothesis.ids for hypothesis in hypotheses],
-        "reference_tokens": reference_ids,
-        "values": values,
-        "tokenize": "none" if corpus.segmented else "13a",
-    }
-    lengths = [len(model.vocabulary.encode_source(text)) for text in corpus.source]
-    report = evaluate(corpus.source, outputs, references, source_lengths=lengths, **shared)
-    return report, statistics(outputs, references, **shared)
+    rows = statistics(
+        outputs,
+        references,
+        hypothesis_tokens=[hypothesis.ids for hypothesis in hypotheses],
+        reference_tokens=reference_ids,
+        values=values,
+        tokenize="none" if corpus.segmented else "13a",
+    )
+    return report(rows, [len(model.vocabulary.encode_source(text)) for text in corpus.source]), rows
 
 
 def energies(teacher: AutoregressiveModel, sources: Sequence[str], targets: Sequence[Sequence[int]]) -> list[float]:
@@ -160,21 +167,26 @@ def show(result: Evaluation) -> str:
     """Scores with 95 % intervals as a table, source-length buckets below, then the paired tests."""
     lines = []
     for system in result.systems:
-        scores = system.report.to_dict()
         lines.append(f"{system.name}  ({system.report.overall.sentences} sentences, {system.seconds:.1f} s)")
-        for key, label in SHOWN.items():
+        for key, (label, factor) in SHOWN.items():
             if key in system.intervals:
-                found = system.intervals[key]
-                lines.append(f"  {label:13}{float(str(scores[key])):9.3f}   95 % [{found.low:.3f}, {found.high:.3f}]")
+                value, low, high = (factor * number for number in system.intervals[key].to_dict().values())
+                lines.append(f"  {label:13}{value:9.3f}   95 % [{low:.3f}, {high:.3f}]")
         for bucket in system.report.by_source_length:
             own = bucket.scores.flat()
-            parts = "  ".join(f"{label} {own[key]:.2f}" for key, label in SHOWN.items() if key in own)
+            parts = "  ".join(
+                f"{label} {factor * own[key]:.2f}" for key, (label, factor) in SHOWN.items() if key in own
+            )
             lines.append(f"  source {bucket.name:>6} tokens ({bucket.scores.sentences:4}): {parts}")
         lines.append(f"  {system.report.signatures.get('bleu', '')}")
     if result.comparisons:
         lines.append("first minus second, paired bootstrap and approximate randomisation:")
     for key, comparison in result.comparisons.items():
         if key in SHOWN:
-            facts = "  ".join(f"{name} {value:.4g}" for name, value in comparison.to_dict().items())
-            lines.append(f"  {SHOWN[key]:13}{facts}")
+            label, factor = SHOWN[key]
+            facts = "  ".join(
+                f"{name} {value if name.startswith('p_') else factor * value:.4g}"
+                for name, value in comparison.to_dict().items()
+            )
+            lines.append(f"  {label:13}{facts}")
     return "\n".join(lines)

@@ -16,13 +16,13 @@ from lightning.fabric import Fabric
 
 from energymt.configuration import OptimizerConfig, TrainingConfig
 from energymt.errors import DivergenceError
-from energymt.models.translator import Translator
+from energymt.models.translator import TranslationModel
 from energymt.records import Batch, Step, Term
 
 
 def optimise(
     step: Step,
-    model: Translator,
+    model: TranslationModel,
     optimizer: torch.optim.Optimizer,
     fabric: Fabric,
     config: TrainingConfig,
@@ -94,7 +94,7 @@ def _target_tokens(step: Step, fabric: Fabric) -> float:
     return _sum_over_workers(fabric, [tokens])[0]
 
 
-def make_optimizer(model: Translator, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: TranslationModel, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW; biases, norms and other vectors are not decayed."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 from energymt.configuration import TrainingConfig
 from energymt.data.batching import EncodedCorpus, StepPlan, encode_corpus
 from energymt.data.corpus import Corpus, read_corpus
 from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, require_same
-from energymt.models import Translator, load_translator, make_translator
+from energymt.errors import ConfigurationError
+from energymt.models import TranslationModel, load_translator, make_translator
 from energymt.storage import fetch
 
 
@@ -53,7 +55,7 @@ def open_vocabulary(config: TrainingConfig, corpus: Corpus) -> Vocabulary:
     )
 
 
-def open_model(config: TrainingConfig, vocabulary: Vocabulary) -> Translator:
+def open_model(config: TrainingConfig, vocabulary: Vocabulary) -> TranslationModel:
     """The network to train: a copy of `model.init`, or a new one of the named size.
 
     Raises:
@@ -64,3 +66,35 @@ def open_model(config: TrainingConfig, vocabulary: Vocabulary) -> Translator:
         require_same(vocabulary, model.vocabulary, f"vocabulary.path {config.vocabulary.path}", config.model.init)
         return model
     return make_translator(config.model.variant, vocabulary, **config.model.changes)
+
+
+def require_room(
+    encoded: EncodedCorpus,
+    config: TrainingConfig,
+    part: Literal["train", "dev"],
+    network: TranslationModel,
+    name: str | None = None,
+) -> None:
+    """Refuse text that is longer than a network can take: it would fail at that sentence, hours later.
+
+    Args:
+        encoded: the text.
+        config: of the run.
+        part: where the configuration limits this text.
+        network: what reads and says it.
+        name: what to call the network; None is the one that is trained.
+    """
+    if network.longest is None:
+        return
+    limits = config.train if part == "train" else config.dev
+    grow = ", or raise model.changes.longest" if name is None and config.model.init is None else ""
+    # The limits count the end token on both sides, `longest` that of the source alone.
+    for side, limit, found, room in (
+        ("source", limits.max_source_tokens, max(map(len, encoded.source_ids)), network.longest),
+        ("target", limits.max_target_tokens, max(map(len, encoded.target_ids)) + 1, network.longest + 1),
+    ):
+        if found > room:
+            raise ConfigurationError(
+                f"{part}.max_{side}_tokens is {limit} and {encoded.origin} has a {side} of {found} tokens (end token "
+                f"counted), but {name or 'the model'} takes {room}: lower {part}.max_{side}_tokens to {room}{grow}."
+            )

@@ -102,6 +102,18 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class SoftTarget:
+    """What an estimator takes for a translation: one mixture of its embedding rows a position, no special tokens.
+
+    Where the value of every mixture is a single row (a hard operator), `ids_BT` names the rows.
+    """
+
+    ids_BT: Tensor | None
+    emb_BTD: Tensor
+    mask_BT: Tensor  # bool, True on real positions
+
+
+@dataclass(frozen=True)
 class Term:
     """One part of a loss, kept as a sum and a count, so that accumulation and data parallelism are exact.
 

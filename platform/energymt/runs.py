@@ -26,7 +26,7 @@ import yaml
 from energymt.configuration import TrainingConfig, read_config
 from energymt.console import line
 from energymt.errors import ConfigurationError, ResourceError, StorageError
-from energymt.folders import atomic_folder, write_atomically, write_error, write_manifest
+from energymt.folders import write_atomically, write_error
 from energymt.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -72,15 +72,13 @@ def make_fabric(config: TrainingConfig) -> Fabric:
     import torch
     from lightning.fabric import Fabric
 
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
-        raise ResourceError("device is cuda and this machine has no CUDA device; use device: auto or cpu.")
-    on_cuda = cuda and config.device != "cpu"
+    from energymt.devices import choose_device
+
+    accelerator = choose_device(config.device).type
     wanted = config.precision
     if wanted == "auto":
-        wanted = "bf16" if on_cuda and torch.cuda.is_bf16_supported() else "fp32"
+        wanted = "bf16" if accelerator == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[wanted]
-    accelerator = "cuda" if on_cuda else "cpu"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from ray.train.lightning import RayLightningEnvironment
 
@@ -101,27 +99,15 @@ def start(name: str, config: TrainingConfig, *, seed_everything: bool = True) ->
     """Device and trainable, ready for the loop; initial weights are a function of the seed."""
     import torch
 
+    from energymt.preparation import require_room
+
     fabric = make_fabric(config)
     fabric.launch()
     if seed_everything:
         torch.manual_seed(config.seed)
     trainable: Trainable = load_trainable(name).TRAINABLE(config)
-    require_room(trainable)
+    require_room(trainable.plan.encoded, config, "train", trainable.model)
     return fabric, trainable
-
-
-def require_room(trainable: Trainable) -> None:
-    """Refuse training text that is longer than the network can take: it would fail at that sentence, hours later."""
-    longest, text = trainable.model.longest, trainable.plan.encoded
-    if longest is None:
-        return
-    for side, ids in (("source", text.source_ids), ("target", text.target_ids)):
-        found = max(map(len, ids))
-        if found > longest:
-            raise ConfigurationError(
-                f"{text.origin} has a {side} of {found} tokens and the model takes {longest}: lower "
-                f"train.max_{side}_tokens, or raise model.changes.longest."
-            )
 
 
 def train(
@@ -176,20 +162,15 @@ def append_line(path: Path, line: str) -> None:
 
 def save_model(trainable: Trainable, result: Result, folder: Path, name: str) -> None:
     """Write the finished model with its manifest: what it was trained by, for how long, to which dev values."""
-    from energymt import __version__
-
     provenance = {
         "trainable": name,
-        "energymt": __version__,
         "steps": result.progress.step,
         "best_step": result.progress.best_step,
         "seconds": round(result.progress.seconds, 1),
         "dev": result.metrics,
         "config": trainable.config.model_dump(mode="json"),
     }
-    with atomic_folder(folder / MODEL) as part:
-        trainable.model.save(part)
-        write_manifest(part, provenance)
+    trainable.model.save_pretrained(folder / MODEL, provenance)
 
 
 def check_same_config(folder: Path, config: TrainingConfig) -> None:

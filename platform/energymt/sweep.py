@@ -61,6 +61,8 @@ def run_sweep(
 
     Raises ConfigurationError before anything starts if a cell is impossible, ResourceError if no trial fits.
     """
+    if register and tracking == NO_TRACKING:
+        raise ConfigurationError("--register needs a store to register in; leave out --tracking none.")
     module = load_space(space)
     plan = cells(module, config, settings)
     name = name or space.rsplit(".", 1)[-1]
@@ -74,8 +76,7 @@ def run_sweep(
             ended = tune_cells(module, plan, folder, resume, echo)
             found = rows(plan, folder, module.METRIC, module.MODE, ended)
             nested.end(found)
-        wanted = register and tracking != NO_TRACKING
-        registered = _register(found, module, str(register), tracking) if wanted else ""
+        registered = _register(found, module, register, tracking) if register else ""
     return SweepResult(found, module.METRIC, folder, registered)
 
 

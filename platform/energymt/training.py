@@ -25,7 +25,7 @@ from energymt.checkpoints import Checkpoints, Progress
 from energymt.configuration import TrainingConfig
 from energymt.data.batching import StepPlan
 from energymt.errors import DivergenceError
-from energymt.models.translator import Translator
+from energymt.models.translator import TranslationModel
 from energymt.optimisation import learning_rate, make_optimizer, optimise
 from energymt.records import Step, StepBatch
 
@@ -38,7 +38,7 @@ class Trainable(Protocol):
     METRIC: str
     HIGHER_IS_BETTER: bool
     config: TrainingConfig
-    model: Translator
+    model: TranslationModel
     plan: StepPlan
 
     def steps(self, batch: StepBatch) -> Iterator[Step]:
@@ -80,9 +80,11 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
     optimizer = make_optimizer(model, config.optimizer)
     checkpoints = Checkpoints(folder, config.keep_best)
     progress, passed_over = checkpoints.resume(model, optimizer)
-    if passed_over and fabric.is_global_zero:
-        logger.warning("%s The run goes on from step %d.", passed_over, progress.step)
+    damage = f"{passed_over} {checkpoints.leave_out_damaged(progress, trainable.HIGHER_IS_BETTER)}".strip()
+    if damage and fabric.is_global_zero:
+        logger.warning("%s The run goes on from step %d.", damage, progress.step)
         report(progress.step, {"checkpoints/passed_over": 1.0})
+    take_up(progress, config)
     resumed_at, window = progress.step, Window()
     batches = trainable.plan.iterate(progress.step, rank=fabric.global_rank, world=fabric.world_size)
     while progress.step < config.steps and not progress.stopped_early and not stop.requested:
@@ -103,7 +105,17 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
         checkpoints.save(model, optimizer, progress)
     if stop.requested and progress.step < config.steps and not progress.stopped_early:
         return Result(progress, {}, interrupted=True)
+    if not progress.kept:  # every best model of a finished run was damaged: its last one is left
+        report(progress.step, assess(trainable, fabric, checkpoints, progress))
     return Result(progress, finish(trainable, fabric, checkpoints, progress), interrupted=False)
+
+
+def take_up(progress: Progress, config: TrainingConfig) -> None:
+    """Judge patience by the configuration of this start; a run that has been given more steps has all of it again."""
+    if progress.stopped_early and 0 < progress.budget < config.steps:
+        progress.evaluations_without_gain = 0
+    progress.stopped_early = progress.evaluations_without_gain >= config.patience
+    progress.budget = config.steps
 
 
 def assess(trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progress: Progress) -> dict[str, float]:
@@ -128,7 +140,7 @@ def assess(trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progr
 
 def finish(trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progress: Progress) -> dict[str, float]:
     """Leave the best model in place: the best checkpoint, or the mean of the kept ones where that is better on dev."""
-    if not progress.kept or not fabric.is_global_zero:
+    if not fabric.is_global_zero:
         return {}
     steps = sorted(int(step) for step in progress.kept)
     trainable.model.eval()

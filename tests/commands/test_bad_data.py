@@ -110,7 +110,12 @@ def test_empty_files_and_limits_that_leave_nothing(train: Train, bare: Path) -> 
 
 def test_text_that_the_model_has_no_room_for(train: Train, bare: Path) -> None:
     done = train("model.changes={longest: 8}")
-    refused(done, bare, 2, "train.tsv", "source of 9 tokens", "takes 7", "train.max_source_tokens", "longest")
+    parts = ("train.max_source_tokens is 250", "train.tsv", "source of 9 tokens", "the model takes 7")
+    refused(done, bare, 2, *parts, "lower train.max_source_tokens, or raise model.changes.longest")
+    rewrite(bare / "train.tsv", 3, b"zive\t" + b" ".join([b"viki"] * 40))
+    done = train("model.changes={longest: 16}", "train.max_target_tokens=99")
+    parts = ("train.max_target_tokens is 99", "train.tsv", "target of 41 tokens", "the model takes 16")
+    refused(done, bare, 2, *parts, "lower train.max_target_tokens")
 
 
 def test_a_file_whose_format_cannot_be_told(train: Train, bare: Path) -> None:

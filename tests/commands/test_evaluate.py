@@ -2,12 +2,17 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sacrebleu
 
+from energymt.data.corpus import DataConfig, read_corpus
+from energymt.decoding import DecodingOptions
+from energymt.evaluation import evaluate_models
+from energymt.metrics import translation
 from tests.commands.conftest import STUDENT, TEACHER
 from tests.terminal import Done, quick
 
@@ -35,8 +40,25 @@ def test_the_table_shows_scores_with_intervals(evaluated) -> None:
         for key in ("bleu", "chrf", "energy", "repetition", "length_ratio"):
             interval = model["intervals"][key]
             assert interval["low"] <= model[key] <= interval["high"]
-            assert f"{model[key]:.3f}   95 % [{interval['low']:.3f}, {interval['high']:.3f}]" in done.out
+            value, low, high = (
+                number * (100 if key == "repetition" else 1)
+                for number in (model[key], interval["low"], interval["high"])
+            )
+            assert f"{value:.3f}   95 % [{low:.3f}, {high:.3f}]" in done.out
     assert "source   0-10 tokens (  24)" in done.out and "nrefs:1|case:mixed" in done.out
+
+
+def test_repetition_is_shown_in_percent_and_written_as_a_share(evaluated) -> None:
+    done, found, lines = evaluated
+    words = [line.split() for line in lines]
+    repeated = sum(left == right for line in words for left, right in pairwise(line))
+    first, second = (model["repetition"] for model in found["systems"])
+    assert first == pytest.approx(repeated / sum(map(len, words))) and first > 0.01
+    assert re.search(rf"repeated % +{100 * first:.3f}  ", done.out)
+    assert f"repeated % {100 * first:.2f}" in next(line for line in done.out.splitlines() if "source   0-10" in line)
+    test = found["comparisons"]["repetition"]
+    shown = f"repeated %   first {100 * first:.4g}  second {100 * second:.4g}  difference {100 * (first - second):.4g}"
+    assert shown in done.out and f"p_bootstrap {test['p_bootstrap']:.4g}" in done.out
 
 
 def test_two_models_are_compared_pairwise(evaluated) -> None:
@@ -46,6 +68,15 @@ def test_two_models_are_compared_pairwise(evaluated) -> None:
         first, second = (model[key] for model in found["systems"])
         assert comparison["difference"] == pytest.approx(first - second)
         assert comparison["low"] <= comparison["difference"] <= comparison["high"]
+
+
+def test_n_grams_are_counted_once(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    real = translation.bleu
+    monkeypatch.setattr(translation, "bleu", lambda *texts: counted.append(len(texts[0])) or real(*texts))
+    corpus = read_corpus(DataConfig(path=str(shared / "test.tsv"), source="source", target="target"))
+    evaluate_models([str(shared / STUDENT)], corpus, DecodingOptions(length_beam=1, iterations=1))
+    assert counted == [24]
 
 
 def test_scores_are_those_of_the_translations(evaluated, shared: Path) -> None:

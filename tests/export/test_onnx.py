@@ -59,6 +59,24 @@ def test_float32_gives_what_pytorch_gives(settings, engine, student, source):
     same(engine(student).search(source, **settings), wanted)
 
 
+@pytest.mark.parametrize("lengths", [None, [0] * 60])
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("length_beam", [1, 3, 100])
+def test_a_translation_has_one_token_at_least(length_beam, iterations, lengths, engine, student, source):
+    """Whatever the length head thinks of length 0, and whatever length is asked for."""
+    vectors = []
+    student.length.register_forward_pre_hook(lambda head, arguments: vectors.append(arguments[0]))
+    student.encode(source)
+    with torch.no_grad():
+        student.length.lengths.weight[0] = 1e3 * vectors[0][0]
+        logits_BL = vectors[0] @ student.length.lengths.weight.t()
+    assert (logits_BL.argmax(1) == 0).sum() > 5, "length 0 tempts nobody: the test sees nothing"
+    settings = {"length_beam": length_beam, "iterations": iterations, "lengths_B": lengths, "n_best": 1}
+    wanted = mask_predict.decode(student, source, **settings)
+    assert all(len(item.ids) >= 1 and item.extra["length_logp"] > -1e3 for items in wanted for item in items)
+    same(engine(student).search(source, **settings), wanted)
+
+
 def test_a_trained_model_gives_what_pytorch_gives(engine, learned_student, source, words):
     model = engine(learned_student)
     for settings in ({"length_beam": 3, "iterations": 4}, {"length_beam": 1, "iterations": 1}):

@@ -72,7 +72,7 @@ def test_a_hugging_face_folder_becomes_a_translator(family: str, tmp_path: Path)
     network, vocabulary, code = tiny.network(family)
     network.save_pretrained(tmp_path)
     assert is_hub_checkpoint(tmp_path)
-    model = TransformerTranslator.from_pretrained(tmp_path, vocabulary, code).eval()
+    model = TransformerTranslator.from_checkpoint(tmp_path, vocabulary, code).eval()
     assert torch.equal(outputs(model), outputs(tiny.teacher(family)))
     assert model.prefix_ids == start_tokens(network, code)
 

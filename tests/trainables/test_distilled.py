@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from energymt import distillation
 from energymt.data.corpus import DataConfig, read_corpus
@@ -11,7 +12,7 @@ from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.distillation import pseudo_corpus
 from energymt.errors import ConfigurationError
-from energymt.models import load_translator
+from energymt.models import AutoregressiveModel, load_translator
 from tests import toy
 
 
@@ -141,7 +142,25 @@ def test_segmented_text_stays_segmented(tmp_path: Path) -> None:
     assert ids == [list(candidates[0][1].ids) for candidates in translated]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_teacher_on_the_cpu_translates_on_the_device_that_is_asked_for(folder: Path, teacher) -> None:
+    device = torch.device("cuda")
+    found = read_corpus(pseudo_corpus(teacher, "a", data_of(folder), beam=2, device=device))
+    assert teacher.device.type == "cuda" and len(found) > 30
+
+
 # ------------------------------------------------------------------------------------------------------- the trainable
+
+
+@pytest.mark.parametrize("name", ["distilled", "engine"])
+@pytest.mark.parametrize("wanted, device", [("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_the_teacher_translates_where_the_run_trains(name, wanted, device, folder: Path, monkeypatch) -> None:
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(AutoregressiveModel, "to", lambda self, where: moved.append(str(where)) or self)
+    lengths = {"target_lengths": "teacher"} if name == "engine" else {}
+    toy.make(name, toy.config(name, folder, device=wanted, **lengths))
+    assert moved == [device]
 
 
 def test_it_trains_on_the_pseudo_corpus_with_the_teacher_s_vocabulary(folder: Path, teacher) -> None:

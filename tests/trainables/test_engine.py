@@ -10,7 +10,7 @@ from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.energies import AutoregressiveEnergy
 from energymt.errors import ConfigurationError
 from energymt.losses import cross_entropy
-from energymt.models import load_translator
+from energymt.models import load_translator, make_translator
 from energymt.operators import Noise
 from energymt.optimisation import make_optimizer
 from energymt.records import Prediction, StepBatch
@@ -170,3 +170,22 @@ def test_teachers_and_students_of_the_wrong_kind_are_refused(folder: Path) -> No
         made(folder, teacher=str(folder / "masked-toy"))
     with pytest.raises(ConfigurationError, match="non-autoregressive"):
         made(folder, model={"init": str(folder / "recurrent-toy")})
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("part, short", [("dev", "student"), ("train", "teacher"), ("dev", "teacher")])
+def test_text_that_does_not_fit_into_every_network_is_refused(part, short, side, folder: Path, tmp_path: Path) -> None:
+    """The dev energy is that of whole references, and the teacher reads all that the student says."""
+    words = toy.vocabulary(folder)
+    variant, longest = {"teacher": ("transformer-toy", 12), "student": ("masked-toy", 11)}[short]  # one is for <s>
+    make_translator(variant, words, **toy.SMALL[variant], longest=longest).save(tmp_path / short)
+    word = (folder / "dev.tsv").read_text("utf-8").split()[2]
+    text = {"source": word, "target": word, side: " ".join([word] * 20)}
+    (tmp_path / "long.tsv").write_text("\n".join(["source\ttarget", "\t".join(text.values())]) + "\n", "utf-8")
+    settings = {part: {"path": str(tmp_path / "long.tsv"), "source": "source", "target": "target"}}
+    settings |= {"teacher": str(tmp_path / short)} if short == "teacher" else {"model": {"init": str(tmp_path / short)}}
+    key, room = rf"{part}\.max_{side}_tokens", {"source": 11, "target": 12}[side]
+    who = f"the teacher {tmp_path / short}" if short == "teacher" else "the model"
+    said = rf"{key} is 250 .*long\.tsv.* has a {side} of 21 tokens .*{who} takes {room}: lower {key} to {room}\."
+    with pytest.raises(ConfigurationError, match=said):
+        made(folder, **settings)

@@ -28,7 +28,6 @@ def import_(
 ) -> None:
     """Make a model folder of a Hugging Face encoder-decoder (Marian, BART, mBART, T5, M2M100, NLLB)."""
     from energymt.data.hub import HubVocabulary
-    from energymt.folders import atomic_folder, write_manifest
     from energymt.models.transformer import TransformerTranslator
     from energymt.storage import fetch
 
@@ -38,10 +37,8 @@ def import_(
     vocabulary = HubVocabulary.open(
         folder, source_language=source_language, target_language=target_language, source_prefix=source_prefix
     )
-    model = TransformerTranslator.from_pretrained(folder, vocabulary, vocabulary.target_code)
-    with atomic_folder(out) as part:
-        model.save(part)
-        write_manifest(part, {"imported": checkpoint})
+    model = TransformerTranslator.from_checkpoint(folder, vocabulary, vocabulary.target_code)
+    model.save_pretrained(out, {"imported": checkpoint})
     typer.echo(f"{out} holds {type(model.network).__name__} with {vocabulary.size:,} tokens.")
 
 

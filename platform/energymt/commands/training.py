@@ -77,13 +77,23 @@ def sweep(
     name: Annotated[str | None, typer.Option(help="Name of the sweep.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep of this name.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print trials and resources, start nothing.")] = False,
+    register: Annotated[
+        str | None, typer.Option(help="Name in the model registry for the best trial's model. Default: not registered.")
+    ] = None,
     tracking: Tracking = None,
 ) -> int:
     """Run a search space: one trial a point, nested MLflow runs, a table at the end."""
     from energymt.sweep import command
 
     return command(
-        space, config=config, settings=settings or (), name=name, resume=resume, dry_run=dry_run, tracking=tracking
+        space,
+        config=config,
+        settings=settings or (),
+        name=name,
+        resume=resume,
+        dry_run=dry_run,
+        tracking=tracking,
+        register=register,
     )
 
 

@@ -74,7 +74,9 @@ def evaluate(
     oracle_lengths: Annotated[
         bool, typer.Option("--oracle-lengths", help="Lengths of the references; --length-beam tries those around them.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write everything to this file; repetition as a share.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the translations to this file.")] = None,
 ) -> int:
     """BLEU, chrF, energy, repetition and length ratio with 95 % intervals, overall and by source length."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from energymt.errors import ConfigurationError
-from energymt.folders import atomic_folder, write_manifest
 from energymt.models.loading import load_translator
 
 
@@ -37,6 +36,4 @@ def average_models(folders: Sequence[Path], out: Path) -> None:
     with torch.no_grad():
         for name, tensor in mean.state_dict().items():
             tensor.copy_(total[name] / len(folders))
-    with atomic_folder(out) as part:
-        mean.save(part)
-        write_manifest(part, {"mean_of": [str(folder) for folder in folders]})
+    mean.save_pretrained(out, {"mean_of": [str(folder) for folder in folders]})

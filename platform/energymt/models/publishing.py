@@ -25,5 +25,6 @@ def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StorageError(
-            f"{folder} could not be uploaded as {repository} ({reason}); log in by `hf auth login`."
+            f"{folder} could not be uploaded as {repository} ({reason}); check the name and the connection, and log in "
+            "by `hf auth login`."
         ) from None

@@ -126,7 +126,7 @@ class TransformerTranslator(AutoregressiveModel):
         return TransformerTranslator(MarianMTModel(marian), vocabulary, (vocabulary.bos_id,))
 
     @staticmethod
-    def from_pretrained(
+    def from_checkpoint(
         folder: str | Path, vocabulary: Vocabulary, target_code: int | None = None
     ) -> TransformerTranslator:
         """A checkpoint of any Hugging Face encoder-decoder (Marian, BART, mBART, T5, M2M100, NLLB, ...).

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Protocol, Self
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from energymt import __version__
 from energymt.data.vocabulary import Vocabulary
+from energymt.errors import ConfigurationError, StorageError
+from energymt.folders import atomic_folder, write_manifest
+from energymt.models.publishing import push_folder
 from energymt.records import Source
 
 ARCHITECTURE_FILE = "translator.json"
@@ -46,7 +51,7 @@ class State(Protocol):
         ...
 
 
-class Translator(nn.Module, ABC):
+class TranslationModel(nn.Module, ABC):
     """A network with a vocabulary, kept in a folder of safetensors, JSON and the vocabulary's own files."""
 
     architecture: ClassVar[str]
@@ -87,8 +92,48 @@ class Translator(nn.Module, ABC):
         (folder / ARCHITECTURE_FILE).write_text(text + "\n", encoding="utf-8")
         self.vocabulary.save(folder)
 
+    def save_pretrained(self, folder: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write a model folder that is whole or not there, with its manifest; a model that stands there is replaced.
 
-class AutoregressiveModel(Translator):
+        Args:
+            folder: where.
+            provenance: what the manifest says of the model's origin.
+
+        Raises:
+            StorageError: the folder holds something else than a model, or cannot be written.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / ARCHITECTURE_FILE).is_file():
+            raise StorageError(f"{folder} holds other files than a model; name a new folder.")
+        with atomic_folder(folder) as part:
+            self.save(part)
+            write_manifest(part, {"energymt": __version__, **(provenance or {})})
+
+    @classmethod
+    def from_pretrained(cls, address: Path | str) -> Self:
+        """The translator at an address (a folder, `owner/name@revision` on the hub, s3://, models:/), in eval mode.
+
+        Raises:
+            StorageError: nothing whole is there.
+            ConfigurationError: it is of another class than this one.
+        """
+        from energymt.models.loading import load_translator
+        from energymt.storage import fetch
+
+        model = load_translator(fetch(address))
+        if not isinstance(model, cls):
+            raise ConfigurationError(f"{address} is a {type(model).__name__} and no {cls.__name__}; load it as such.")
+        return model
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload what `save_pretrained` writes to `owner/name` on the Hugging Face hub; returns its address."""
+        with TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            self.save_pretrained(folder)
+            return push_folder(folder, repository, private=private)
+
+
+class AutoregressiveModel(TranslationModel):
     """p(y | x) = Π p(y_t | y_<t, x). Logits have U = T + 1 positions: y_1 .. y_T and the end of the sentence."""
 
     @property
@@ -113,7 +158,7 @@ class AutoregressiveModel(Translator):
         """Read one more token a row: the cache and the logits_RV of the next."""
 
 
-class NonautoregressiveModel(Translator):
+class NonautoregressiveModel(TranslationModel):
     """p(y | x, T) = Π p(y_t | x, T, observed tokens): all positions at once."""
 
     @abstractmethod

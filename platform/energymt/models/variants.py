@@ -12,7 +12,7 @@ from energymt.errors import ConfigurationError
 from energymt.models.masked import MaskedConfig, MaskedTranslator
 from energymt.models.recurrent import RecurrentConfig, RecurrentTranslator, TaggerConfig, TaggerTranslator
 from energymt.models.transformer import TransformerConfig, TransformerTranslator
-from energymt.models.translator import Translator
+from energymt.models.translator import TranslationModel
 
 _TOY: dict[str, Any] = {
     "width": 96,
@@ -57,7 +57,7 @@ VARIANTS: dict[str, BaseModel] = {
 }
 
 
-def make_translator(variant: str, vocabulary: Vocabulary, **changes: float) -> Translator:
+def make_translator(variant: str, vocabulary: Vocabulary, **changes: float) -> TranslationModel:
     """A new translator of a named size with random weights; `changes` replace single fields (dropout, width, ...)."""
     if variant not in VARIANTS:
         raise ConfigurationError(f"Unknown model variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
