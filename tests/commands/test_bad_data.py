@@ -111,7 +111,7 @@ def test_empty_files_and_limits_that_leave_nothing(train: Train, bare: Path) -> 
 def test_text_that_the_model_has_no_room_for(train: Train, bare: Path) -> None:
     done = train("model.changes={longest: 8}")
     parts = ("train.max_source_tokens is 250", "train.tsv", "source of 9 tokens", "the model takes 7")
-    refused(done, bare, 2, *parts, "lower train.max_source_tokens, or raise model.changes.longest")
+    refused(done, bare, 2, *parts, "lower train.max_source_tokens to 7, or raise model.changes.longest")
     rewrite(bare / "train.tsv", 3, b"zive\t" + b" ".join([b"viki"] * 40))
     done = train("model.changes={longest: 16}", "train.max_target_tokens=99")
     parts = ("train.max_target_tokens is 99", "train.tsv", "target of 41 tokens", "the model takes 16")

@@ -23,6 +23,10 @@ def translate(
     iterations: Iterations = 10,
     n_best: Annotated[int, typer.Option(min=1, help="Translations a line: `number ||| text ||| score`.")] = 1,
     length_penalty: Annotated[float, typer.Option(min=0, help="Exponent of the length in a beam's score.")] = 1.0,
+    patience: Annotated[
+        float,
+        typer.Option(min=1, help="Ended hypotheses, in beams, after which a line is done; inf: search to the end."),
+    ] = 1.0,
     rerank: Annotated[str | None, typer.Option(help="Address of a teacher whose energy picks the translation.")] = None,
     engine: Annotated[Engine, typer.Option(help="torch, or an export made by `energymt models export`.")] = "torch",
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Precision of the export.")] = "fp32",
@@ -38,6 +42,7 @@ def translate(
         iterations=iterations,
         n_best=n_best,
         length_penalty=length_penalty,
+        patience=patience,
         tokens_per_batch=tokens_per_batch,
     )
     translate_stream(model, options, rerank=rerank, engine=engine, precision=precision)

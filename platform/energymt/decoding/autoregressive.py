@@ -34,18 +34,21 @@ def decode(
     max_length: int | Sequence[int] | None = None,
     length_penalty: float = 1.0,
     n_best: int = 1,
+    patience: float = 1.0,
 ) -> list[list[Hypothesis]]:
     """The best translations that the search finds, up to `n_best` a sentence, best first.
 
     Args:
         model: the translator; used in eval mode.
         source: B sentences.
-        beam: running hypotheses a sentence (K). One is greedy search: the first end token ends the sentence. With
-            more, a sentence is done when no running hypothesis can still beat the worst of its `n_best` finished ones.
+        beam: running hypotheses a sentence (K). One is greedy search: the first end token ends the sentence.
         max_length: most tokens of a translation, without the end token, for all or for each sentence;
             None: twice the source's tokens and ten.
         length_penalty: exponent of the length in the score, at least 0. 0 ranks by total, 1 by mean log-probability.
         n_best: hypotheses to return a sentence, at most `beam`.
+        patience: at least 1. A sentence is done when K · patience of its hypotheses have ended; 1 is the usual rule.
+            It is done earlier when no running hypothesis can still enter its n-best list, so that infinity finds
+            whatever a beam of K can find.
 
     Raises:
         ConfigurationError: for impossible numbers.
@@ -55,13 +58,15 @@ def decode(
         raise ConfigurationError(f"A beam of {beam} holds no {n_best} best translations: choose 1 <= n_best <= beam.")
     if length_penalty < 0:
         raise ConfigurationError(f"The length penalty is {length_penalty} and must be at least 0.")
+    if not patience >= 1:
+        raise ConfigurationError(f"The patience is {patience} and must be at least 1.")
     limits = _limits(model, source, max_length)
     with inference(model):
         memory = model.encode(source)
         if beam == 1:
             found = [[hypothesis] for hypothesis in _greedy(model, memory, limits, length_penalty)]
         else:
-            found = _beam(model, memory, limits, beam, length_penalty, n_best)
+            found = _beam(model, memory, limits, beam, length_penalty, n_best, beam * patience)
     if not all(hypotheses and hypotheses[0].total > NOTHING for hypotheses in found):
         raise DivergenceError("The translator gives no translation a finite score: its weights hold NaN or infinity.")
     return found
@@ -120,11 +125,18 @@ def _greedy(model: AutoregressiveModel, memory: Memory, limits: list[int], lengt
 
 
 def _beam(
-    model: AutoregressiveModel, memory: Memory, limits: list[int], beam: int, length_penalty: float, n_best: int
+    model: AutoregressiveModel,
+    memory: Memory,
+    limits: list[int],
+    beam: int,
+    length_penalty: float,
+    n_best: int,
+    enough: float,
 ) -> list[list[Hypothesis]]:
     """Beam search. J rows a sentence: one at first, then up to `beam`; C candidates a sentence and step."""
     end_id = model.vocabulary.eos_id
     found: list[list[Hypothesis]] = [[] for _ in limits]
+    ended = [0] * len(limits)
     live = list(range(len(limits)))  # the sentence of each group of J rows
     state, logits_RV = model.start(memory)
     total_BJ = logits_RV.new_zeros(len(limits), 1, dtype=torch.float32)
@@ -143,8 +155,9 @@ def _beam(
 
         # An end token counts when it is among the K best continuations.
         at_b, at_c = (ends_BC & (total_BC > NOTHING))[:, :beam].nonzero(as_tuple=True)
-        ended = zip(at_b.tolist(), history_RT[row_BC[at_b, at_c]].tolist(), total_BC[at_b, at_c].tolist(), strict=True)
-        for b, tokens, total in ended:
+        at_end = zip(at_b.tolist(), history_RT[row_BC[at_b, at_c]].tolist(), total_BC[at_b, at_c].tolist(), strict=True)
+        for b, tokens, total in at_end:
+            ended[live[b]] += 1
             kept = found[live[b]]
             kept.append(_hypothesis(tokens, total, length_penalty))
             kept.sort(key=lambda hypothesis: -hypothesis.score)
@@ -154,7 +167,8 @@ def _beam(
         going_on = [
             b
             for b, (sentence, best) in enumerate(zip(live, total_BJ[:, 0].tolist(), strict=True))
-            if _may_improve(found[sentence], best, limits[sentence], length_penalty, n_best)
+            if ended[sentence] < enough
+            and _may_improve(found[sentence], best, limits[sentence], length_penalty, n_best)
         ]
         if not going_on:
             return found

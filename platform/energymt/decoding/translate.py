@@ -57,6 +57,8 @@ class DecodingOptions(BaseModel):
     """Running hypotheses of an autoregressive translator; 1 is greedy search."""
     length_penalty: float = Field(default=1.0, ge=0)
     """Exponent of the length that divides a hypothesis's log-probability (autoregressive)."""
+    patience: float = Field(default=1.0, ge=1)
+    """Ended hypotheses, in beams, after which a sentence is done (autoregressive); infinity searches to the end."""
     max_length: int | None = Field(default=None, ge=1)
     """Most tokens of a translation (autoregressive); none: twice the source's tokens and ten."""
     length_beam: int = Field(default=5, ge=1)
@@ -210,6 +212,7 @@ class Translator:
                 beam=options.beam,
                 max_length=options.max_length,
                 length_penalty=options.length_penalty,
+                patience=options.patience,
                 n_best=options.n_best if self.energy is None else options.beam,
             )
             if self.energy is not None:
