@@ -40,6 +40,18 @@ class PoolError(EnergymtError):
     exit_code = 6
 
 
+class EnergyTimeout(PoolError):
+    """Replicas are there, and none answered before the caller's deadline."""
+
+
+class EnergyUnavailable(PoolError):
+    """No replica is there that could answer, or no pool."""
+
+
+class EnergyVersionError(PoolError):
+    """Every answer came from an older version of the energy than was asked for."""
+
+
 class DivergenceError(EnergymtError):
     """The loss or a gradient is not finite; the last good checkpoint is kept."""
 

@@ -1,0 +1,129 @@
+"""Joining a pool from any process that Ray knows: its supervisor, its replicas, and the lease of this process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from energymt.errors import EnergyUnavailable
+from energymt.pool import actors
+from energymt.pool.client import Client, GoneError, View
+from energymt.pool.wire import Refusal, Reply, Request
+
+VIEW_SECONDS = 2.0  # that a view of the pool is used for
+ASK_SECONDS = 10.0  # for an answer of the supervisor
+
+
+class RayCall:
+    """A request at a replica's actor."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def wait(self, seconds: float) -> Reply | Refusal | None:
+        """See `client.Call`."""
+        try:
+            answer: Reply | Refusal = ray.get(self.reference, timeout=max(0.001, seconds))
+        except GetTimeoutError:
+            return None
+        except RayError as error:  # the actor, its node, or an object of the reply is gone
+            raise GoneError(str(error)) from error
+        return answer
+
+
+class RayTransport:
+    """The supervisor and the replicas of a pool.
+
+    Args:
+        name: of the pool.
+
+    Raises:
+        EnergyUnavailable: if there is no pool of that name in this Ray.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.supervisor = actors.find(actors.supervisor_name(name))
+        if self.supervisor is None:
+            raise EnergyUnavailable(f"There is no energy pool {name} in this Ray: start it by `energymt pool up`.")
+        self.handles: dict[int, Any] = {}
+        self.seen, self.seen_at = View({}), -1e9
+        self.lock = threading.Lock()
+
+    def view(self, fresh: bool) -> View:
+        """See `client.Transport`."""
+        with self.lock:
+            if fresh or not self.seen.queues or time.monotonic() - self.seen_at > VIEW_SECONDS:
+                try:
+                    assert self.supervisor is not None
+                    self.seen = ray.get(self.supervisor.view.remote(), timeout=ASK_SECONDS)
+                except GetTimeoutError:
+                    raise GoneError("its supervisor does not answer") from None
+                except RayError as error:
+                    self.supervisor = actors.find(actors.supervisor_name(self.name)) or self.supervisor
+                    raise GoneError(f"its supervisor is gone ({' '.join(str(error).split())[:200]})") from None
+                self.seen_at = time.monotonic()
+                self.handles = {number: handle for number, handle in self.handles.items() if number in self.seen.queues}
+            return self.seen
+
+    def send(self, replica: int, request: Request) -> RayCall:
+        """See `client.Transport`."""
+        handle = self.handles.get(replica)
+        if handle is None:
+            handle = actors.find(actors.replica_name(self.name, replica))
+            if handle is None:
+                raise GoneError(f"replica {replica} is gone")
+            self.handles[replica] = handle
+        return RayCall(handle.serve.remote(request))
+
+    def report(self, replica: int) -> None:
+        """See `client.Transport`."""
+        self.handles.pop(replica, None)
+        with suppress(RayError):
+            assert self.supervisor is not None
+            self.supervisor.report.remote(replica)
+
+
+class Connection:
+    """A caller of a pool, with a lease that is renewed while the process lives.
+
+    Use it as a context, or call `close`; if the process dies, the lease ends by itself.
+    """
+
+    def __init__(self, name: str = "default", beat_seconds: float = 5.0, **options: Any) -> None:
+        self.transport = RayTransport(name)
+        self.client = Client(self.transport, **options)
+        self.label = f"{platform.node()}:{os.getpid()}"
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._beat, args=(beat_seconds,), name="pool-lease", daemon=True)
+        self.thread.start()
+
+    def _beat(self, seconds: float) -> None:
+        while not self.ended.is_set():
+            with suppress(RayError):
+                supervisor = self.transport.supervisor
+                assert supervisor is not None
+                supervisor.beat.remote(self.client.id, self.label)
+            self.ended.wait(seconds)
+
+    def close(self) -> None:
+        """Return the lease."""
+        self.ended.set()
+        self.thread.join(timeout=1.0)
+        with suppress(RayError, RayActorError):
+            supervisor = self.transport.supervisor
+            assert supervisor is not None
+            ray.get(supervisor.leave.remote(self.client.id), timeout=2.0)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

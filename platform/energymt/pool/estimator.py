@@ -1,0 +1,93 @@
+"""A pooled estimator: to an energy it looks like one in this process.
+
+The replica gives the gradient together with the score, so the backward pass here is one multiplication; and what the
+caller does between `submit` and `result` overlaps with the replica's work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from energymt.data.vocabulary import Vocabulary
+from energymt.pool.client import Client, Ticket
+from energymt.pool.wire import PRECISIONS, Reply, from_numpy, pack
+from energymt.records import SoftTarget, Source
+
+
+@dataclass(frozen=True)
+class ScoreTicket:
+    """Scores on their way."""
+
+    ticket: Ticket
+    target: SoftTarget
+    precision: str
+
+    def reply(self) -> Reply:
+        """The whole answer: version, flags, times. Raises what `Ticket.result` raises."""
+        return self.ticket.result()
+
+    def result(self) -> Tensor:
+        """score_B, higher is better, differentiable in the target's embeddings; NaN for flagged sentences."""
+        emb_BTD, mask_BT, reply = self.target.emb_BTD, self.target.mask_BT, self.reply()
+        score_B = torch.from_numpy(reply.scores.copy()).to(emb_BTD.device)
+        if reply.gradient is None:
+            return score_B
+        gradient_ND = from_numpy(reply.gradient, self.precision).to(emb_BTD.device, emb_BTD.dtype)
+        found: Tensor = _Scores.apply(emb_BTD, mask_BT, score_B, gradient_ND)  # type: ignore[no-untyped-call]
+        return found
+
+
+class PooledEstimator:
+    """An `Estimator` whose work is done in a pool.
+
+    Args:
+        client: to the pool.
+        table_VD: the estimator's frozen token embeddings, for whoever mixes them.
+        vocabulary: the estimator's.
+        precision: of embeddings and gradients on the wire: fp32, bf16 (half the bytes), or fp64.
+        version: of the energy that answers must have, at least; a learner raises it.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self, client: Client, table_VD: Tensor, vocabulary: Vocabulary, precision: str = "fp32", version: int = 0
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        self.client, self.table_VD, self.vocabulary = client, table_VD, vocabulary
+        self.precision, self.version = precision, version
+
+    def submit(self, source: Source, target: SoftTarget) -> ScoreTicket:
+        """Send sentences; `ticket.result()` gives their scores. Several tickets may be in flight."""
+        gradient = target.emb_BTD.requires_grad and torch.is_grad_enabled()
+        sent = pack(source, target, self.precision)
+        ticket = self.client.submit(*sent, gradient=gradient, precision=self.precision, version=self.version)
+        return ScoreTicket(ticket, target, self.precision)
+
+    def __call__(self, source: Source, target: SoftTarget) -> Tensor:
+        """score_B, higher is better; raises EnergyTimeout, EnergyUnavailable or EnergyVersionError."""
+        if len(source.ids_BS) == 0:
+            return target.emb_BTD.sum((1, 2))
+        return self.submit(source, target).result()
+
+
+class _Scores(torch.autograd.Function):
+    """Scores that are known, with a gradient that is known."""
+
+    @staticmethod
+    def forward(ctx: Any, emb_BTD: Tensor, mask_BT: Tensor, score_B: Tensor, gradient_ND: Tensor) -> Tensor:
+        ctx.save_for_backward(mask_BT, gradient_ND)
+        return score_B
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        mask_BT, gradient_ND = ctx.saved_tensors
+        result_BTD = gradient_ND.new_zeros((*mask_BT.shape, gradient_ND.shape[-1]))
+        rows_N = mask_BT.nonzero()[:, 0]
+        result_BTD[mask_BT] = gradient_ND * grads[0].to(gradient_ND.dtype)[rows_N, None]
+        return result_BTD, None, None, None

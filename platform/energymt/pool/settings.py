@@ -1,0 +1,86 @@
+"""What a pool is made of."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from energymt.configuration import Section
+from energymt.errors import ConfigurationError
+from energymt.models.estimator import QualityEstimator
+from energymt.models.estimator_config import Order
+from energymt.models.estimator_folder import load_estimator
+from energymt.pool.wire import PRECISIONS
+from energymt.storage import fetch
+
+
+class PoolConfig(Section):
+    """A pool of replicas of one quality estimator."""
+
+    estimator: str
+    """Address of an estimator folder, or `package.module:function` that returns a QualityEstimator."""
+    order: Order = "comet"
+    """Segments of a joint input: `comet`, or `published` as in the code of QE-EBM."""
+    replicas: PositiveInt = 1
+    """Replicas at the start, and the fewest."""
+    most_replicas: PositiveInt | None = None
+    """Most replicas when requests wait; none: as many as at the start."""
+    cpus: NonNegativeFloat = 1.0
+    """CPUs of a replica."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs of a replica; a fraction shares one."""
+    threads: PositiveInt = 1
+    """Threads of a replica on CPUs."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """Of the weights."""
+    tokens_per_batch: PositiveInt = 8192
+    """Padded positions of a dynamic batch."""
+    wait_ms: NonNegativeFloat = 2.0
+    """Most milliseconds that a request waits for others, to be computed with them."""
+    room: PositiveInt = 4096
+    """Sentences in the queue of a replica; above it refuses, and callers ask again."""
+    ping_seconds: PositiveFloat = 2.0
+    """Between two pings of a replica, and the time to answer one."""
+    aim_wait_ms: PositiveFloat = 250.0
+    """Time that requests may wait in a queue before another replica is started."""
+    lease_seconds: PositiveFloat = 15.0
+    """Without a sign of life after which a caller is dead, and what it held returns."""
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """What one replica is started with."""
+
+    config: PoolConfig
+    number: int
+    version: int
+
+    @property
+    def name(self) -> str:
+        """As it stands in replies."""
+        return f"replica-{self.number}"
+
+
+def open_estimator(config: PoolConfig) -> QualityEstimator:
+    """The estimator of a pool, on the device and in the precision of its replicas.
+
+    Raises:
+        ConfigurationError: if it cannot serve as an energy.
+    """
+    module, separator, function = config.estimator.partition(":")
+    if separator and not module.startswith(("s3", "runs", "models")) and "/" not in config.estimator:
+        estimator = getattr(importlib.import_module(module), function)()
+    else:
+        estimator = load_estimator(fetch(config.estimator), config.order)
+    if not estimator.differentiable:
+        raise ConfigurationError(
+            f"{config.estimator} needs references or counts error spans: it scores text but is no energy; "
+            f"use a COMET-KIWI checkpoint."
+        )
+    device = "cuda" if config.gpus > 0 and torch.cuda.is_available() else "cpu"
+    moved: QualityEstimator = estimator.to(device=device, dtype=PRECISIONS[config.precision])
+    return moved
