@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 from contextlib import suppress
 from typing import Any
@@ -76,12 +77,23 @@ def replicas_of(pool: str) -> dict[int, Any]:
     return found
 
 
-def end(actor: Any, process: int | None, node: str | None) -> None:
-    """End an actor for good; a process on this machine that may be frozen is killed by the kernel."""
-    import platform
-
+def end(actor: Any) -> None:
+    """End an actor for good."""
     with suppress(RayError, ValueError):
         ray.kill(actor, no_restart=True)
-    if process is not None and node == platform.node():
+
+
+def lives(process: int, node: str) -> bool:
+    """Whether it is a process of this machine that runs."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return node == platform.node()
+
+
+def end_process(process: int, node: str) -> None:
+    """Kill a process of this machine, if it is still there."""
+    if node == platform.node():
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process, signal.SIGKILL)

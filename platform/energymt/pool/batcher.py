@@ -1,14 +1,16 @@
 """The queue of a replica: what is computed together, and when. No clock and no Ray in here; time is an argument.
 
 A batch holds requests of one kind (with or without gradient, one precision), starts with the one that has waited
-longest, and takes others of like length until the budget of padded tokens is full. It goes out when it is full, or when
-its first request has waited `wait` seconds. What is past its deadline is handed back, and never computed.
+longest, and takes others of like length until the budget of padded tokens is full. It goes out when it is full, when
+its first request has waited `wait` seconds, or when half of the time that some caller gives is over. What is past its
+deadline is handed back, and never computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from energymt.pool.wire import Request
 
@@ -30,9 +32,9 @@ class Entry:
         """What can be computed together."""
         return self.request.gradient, self.request.precision
 
-    @property
+    @cached_property
     def longest(self) -> int:
-        """Positions of the longest sentence."""
+        """Positions of the longest sentence, at least 1."""
         return int(self.request.lengths.max(initial=1))
 
 
@@ -42,7 +44,7 @@ class Batcher:
     Args:
         tokens: most padded positions of a batch; a single request may have more.
         wait: most seconds that a request waits for others.
-        room: most sentences in the queue.
+        room: most sentences in the queue; a request without sentences takes the room of one.
     """
 
     def __init__(self, tokens: int, wait: float, room: int) -> None:
@@ -51,11 +53,11 @@ class Batcher:
 
     def __len__(self) -> int:
         """Sentences in the queue."""
-        return sum(len(entry.request) for entry in self.entries)
+        return sum(_room(entry) for entry in self.entries)
 
     def add(self, entry: Entry) -> bool:
         """Queue a request; False if there is no room for it (an empty queue has room for anything)."""
-        if self.entries and len(self) + len(entry.request) > self.room:
+        if self.entries and len(self) + _room(entry) > self.room:
             return False
         self.entries.append(entry)
         return True
@@ -63,7 +65,7 @@ class Batcher:
     def drop(self, unwanted: Callable[[Entry], bool]) -> list[Entry]:
         """Take out what is unwanted."""
         dropped = [entry for entry in self.entries if unwanted(entry)]
-        self.entries = [entry for entry in self.entries if entry not in dropped]
+        self._remove(dropped)
         return dropped
 
     def late(self, now: float) -> list[Entry]:
@@ -74,14 +76,15 @@ class Batcher:
         """Seconds until a batch must go out, 0 if one is full already; None with an empty queue."""
         if not self.entries:
             return None
-        if self.entries[0].request.alone or self._fill()[1]:
+        if self._fill()[1]:
             return 0.0
-        return max(0.0, self.entries[0].arrived + self.wait - now)
+        latest = min(entry.arrived + min(self.wait, entry.request.seconds / 2) for entry in self.entries)
+        return max(0.0, latest - now)
 
     def take(self) -> list[Entry]:
         """The next batch, out of the queue."""
         chosen, _ = self._fill()
-        self.entries = [entry for entry in self.entries if entry not in chosen]
+        self._remove(chosen)
         return chosen
 
     def _fill(self) -> tuple[list[Entry], bool]:
@@ -99,3 +102,11 @@ class Batcher:
             chosen.append(entry)
             longest, sentences = wide, rows
         return chosen, longest * (sentences + 1) > self.tokens
+
+    def _remove(self, entries: list[Entry]) -> None:
+        gone = set(entries)
+        self.entries = [entry for entry in self.entries if entry not in gone]
+
+
+def _room(entry: Entry) -> int:
+    return max(1, len(entry.request))

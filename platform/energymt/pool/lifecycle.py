@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup
 
 from energymt.errors import EnergyUnavailable, ResourceError
 from energymt.pool import actors
-from energymt.pool.settings import PoolConfig
+from energymt.pool.settings import PoolConfig, find_estimator
 from energymt.pool.supervisor import Supervisor
 
 GROUP_SECONDS = 60.0  # for the resources of a pool
@@ -23,10 +23,12 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
     """Start a pool and wait until all its replicas serve; one that is up already stays as it is. Returns its status.
 
     Raises:
+        StorageError, ConfigurationError: there is no such estimator.
         ResourceError: the cluster has not the CPUs or GPUs that the pool asks for.
         EnergyUnavailable: its replicas do not start; nothing is left behind.
     """
     if actors.find(actors.supervisor_name(name)) is None:
+        find_estimator(config)
         _reserve(name, config)
         options: dict[str, Any] = {
             "name": actors.supervisor_name(name),
@@ -113,6 +115,13 @@ def status(name: str) -> dict[str, Any]:
     return found
 
 
+def names() -> list[str]:
+    """The pools of this Ray."""
+    prefix = actors.supervisor_name("")
+    found = [str(entry["name"]) for entry in ray.util.list_named_actors(all_namespaces=True)]
+    return sorted(name.removeprefix(prefix) for name in found if name.startswith(prefix) and "-replica-" not in name)
+
+
 def down(name: str) -> int:
     """End a pool: supervisor, replicas, and what it had reserved. How many actors that were."""
     ended = 0
@@ -120,10 +129,10 @@ def down(name: str) -> int:
     if supervisor is not None:
         with suppress(GetTimeoutError, RayError):
             ended += ray.get(supervisor.stop.remote(), timeout=ANSWER_SECONDS)
-        actors.end(supervisor, None, None)
+        actors.end(supervisor)
         ended += 1
     for actor in actors.replicas_of(name).values():
-        actors.end(actor, None, None)
+        actors.end(actor)
         ended += 1
     for number, entry in ray.util.placement_group_table().items():
         if entry["name"] == actors.group_name(name) and entry["state"] != "REMOVED":

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from energymt.configuration import Section
-from energymt.errors import ConfigurationError
+from energymt.errors import ConfigurationError, StorageError
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_config import Order
-from energymt.models.estimator_folder import load_estimator
+from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
 from energymt.pool.wire import PRECISIONS
 from energymt.storage import fetch
 
@@ -65,17 +67,37 @@ class ReplicaPlan:
         return f"replica-{self.number}"
 
 
+def find_estimator(config: PoolConfig) -> Path | Callable[[], QualityEstimator]:
+    """The estimator's folder on this machine, or the function that makes it.
+
+    Raises:
+        StorageError: there is no such folder, or it holds no estimator.
+        ConfigurationError: there is no such function.
+    """
+    place, separator, function = config.estimator.partition(":")
+    if not separator or "/" in config.estimator:
+        folder = fetch(config.estimator)
+        if not (folder / ESTIMATOR_FILE).is_file():
+            raise StorageError(
+                f"{config.estimator} holds no estimator ({ESTIMATOR_FILE} is missing): name a folder that "
+                f"`energymt models import` made of a COMET checkpoint, or that `energymt train estimator` wrote."
+            )
+        return folder
+    try:
+        found: Callable[[], QualityEstimator] = getattr(importlib.import_module(place), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"There is no function {config.estimator} ({error}); check module and name.") from None
+    return found
+
+
 def open_estimator(config: PoolConfig) -> QualityEstimator:
     """The estimator of a pool, on the device and in the precision of its replicas.
 
     Raises:
         ConfigurationError: if it cannot serve as an energy.
     """
-    module, separator, function = config.estimator.partition(":")
-    if separator and not module.startswith(("s3", "runs", "models")) and "/" not in config.estimator:
-        estimator = getattr(importlib.import_module(module), function)()
-    else:
-        estimator = load_estimator(fetch(config.estimator), config.order)
+    found = find_estimator(config)
+    estimator = load_estimator(found, config.order) if isinstance(found, Path) else found()
     if not estimator.differentiable:
         raise ConfigurationError(
             f"{config.estimator} needs references or counts error spans: it scores text but is no energy; "

@@ -24,6 +24,7 @@ from energymt.pool.settings import PoolConfig
 
 logger = logging.getLogger(__name__)
 TICK = 0.25  # seconds between two looks at the fleet
+GRACE = 2.0  # seconds that an ended process has to go; one that is frozen never would
 LINGER = 60.0  # seconds of an empty queue before a replica above the least is given back
 
 
@@ -129,9 +130,15 @@ class Supervisor:
         """End every replica; how many there were."""
         if self.loop is not None:
             self.loop.cancel()
+        processes = [(health.process, health.node) for health in self.health.values()]
         ended = len(self.handles)
         for number in list(self.handles):
             self._kill(number)
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until and any(actors.lives(*process) for process in processes):
+            await asyncio.sleep(0.05)
+        for process in processes:
+            actors.end_process(*process)
         return ended
 
     # The loop.
@@ -170,8 +177,11 @@ class Supervisor:
 
     def _kill(self, number: int) -> None:
         handle, health = self.handles.pop(number, None), self.health.pop(number, None)
-        if handle is not None:
-            actors.end(handle, health.process if health else None, health.node if health else None)
+        if handle is None:
+            return
+        actors.end(handle)
+        if health is not None:
+            asyncio.get_running_loop().call_later(GRACE, actors.end_process, health.process, health.node)
 
     def _ping_all(self, now: float) -> None:
         for number in list(self.handles):

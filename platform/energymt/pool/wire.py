@@ -75,17 +75,25 @@ class Reply:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a replica did not answer, and when to ask again: nothing was computed."""
+    """Why a replica did not answer, and when to ask again: nothing was computed.
+
+    The reasons: "busy", the queue is full; "late", the deadline passed; "stale", its version is older than asked for;
+    "draining", it leaves; "failed", the request as a whole raises an error there, which `detail` holds.
+    """
 
     id: str
     replica: str
-    reason: str  # "busy": queue full; "late": deadline passed; "stale": older than asked for; "draining": leaves
+    reason: str
     version: int
     seconds: float = 0.0
+    detail: str = ""
 
 
 def pack(source: Source, target: SoftTarget, precision: str) -> tuple[Ragged, Ragged]:
-    """Source ids and target (ids where it has them, else embeddings), real positions only."""
+    """Source ids and target (ids where it has them, else embeddings), real positions only.
+
+    Where nothing is padded the arrays share the memory of the tensors: leave those as they are until the answer is in.
+    """
     ids = _flat(source.ids_BS, source.mask_BS).to(torch.int32)
     if target.ids_BT is not None:
         values = _flat(target.ids_BT, target.mask_BT).to(torch.int32)

@@ -1,0 +1,168 @@
+"""The pool in Ray: as the local estimator, with one replica and three; found, looked at, ended without a trace."""
+
+import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from energymt.errors import EnergyUnavailable, ResourceError, StorageError
+from energymt.models.estimator import QualityEstimator
+from energymt.pool.settings import PoolConfig
+from energymt.records import SoftTarget, Source
+from tests import estimators
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def pool(local_ray: Path) -> Iterator[Any]:
+    """`pool(replicas)` brings a pool up; all end."""
+    from energymt.pool import lifecycle
+
+    started = []
+
+    def up(name: str, **settings: Any) -> dict[str, Any]:
+        config = PoolConfig(
+            **{"estimator": str(estimators.converted("kiwi")), "cpus": 0.25, "ping_seconds": 0.5, **settings}
+        )
+        found = lifecycle.up(name, config, wait=120.0)
+        started.append(name)
+        return found
+
+    yield up
+    for name in started:
+        lifecycle.down(name)
+
+
+@pytest.fixture(scope="module")
+def local() -> QualityEstimator:
+    return estimators.estimator("kiwi")
+
+
+@pytest.fixture
+def sentences(local: QualityEstimator) -> tuple[Source, SoftTarget]:
+    """Five sentences of different lengths; the translations are mixtures of embeddings."""
+    target = estimators.target_of(local, estimators.TRANSLATIONS)
+    torch.manual_seed(1)
+    mixed = target.emb_BTD + 0.1 * torch.randn_like(target.emb_BTD)
+    return estimators.source_of(local, estimators.SOURCES), replace(target, ids_BT=None, emb_BTD=mixed)
+
+
+def scored(estimator: Any, source: Source, target: SoftTarget) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, and the gradient of a weighted sum of them."""
+    emb_BTD = target.emb_BTD.clone().requires_grad_()
+    score_B = estimator(source, replace(target, emb_BTD=emb_BTD))
+    (score_B * torch.arange(1.0, len(score_B) + 1)).sum().backward()
+    assert emb_BTD.grad is not None
+    return score_B.detach(), emb_BTD.grad
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_pooled_is_local(replicas: int, pool: Any, local: QualityEstimator, sentences: Any) -> None:
+    from energymt.pool.connection import Connection
+    from energymt.pool.estimator import PooledEstimator
+
+    found = pool(f"of-{replicas}", replicas=replicas)
+    assert [row["state"] for row in found["replicas"]] == ["healthy"] * replicas
+    wanted = scored(local, *sentences)
+    with Connection(f"of-{replicas}", alone=True) as connection:
+        pooled = PooledEstimator(connection.client, local.table_VD, local.vocabulary)
+        for _ in range(2 * replicas):
+            for one, other in zip(scored(pooled, *sentences), wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        replies = [pooled.submit(*sentences).reply() for _ in range(2 * replicas)]
+    assert len({reply.replica for reply in replies}) == replicas
+    assert all(reply.gradient is None and not reply.flags for reply in replies)
+
+
+def test_dynamic_batches_of_several_callers(pool: Any, local: QualityEstimator, sentences: Any) -> None:
+    from energymt.pool.connection import Connection
+    from energymt.pool.estimator import PooledEstimator
+
+    pool("batched", wait_ms=100.0)
+    source, target = sentences
+    with Connection("batched") as connection:
+        pooled = PooledEstimator(connection.client, local.table_VD, local.vocabulary)
+        parts = [slice(0, 2), slice(2, 3), slice(3, 5)]
+        tickets = []
+        for part in parts:
+            rows = torch.arange(5)[part]
+            emb = target.emb_BTD[rows].clone().requires_grad_()
+            soft = SoftTarget(None, emb, target.mask_BT[rows])
+            tickets.append((emb, pooled.submit(source.select(rows), soft)))
+        scores = torch.cat([ticket.result() for _, ticket in tickets])
+        scores.sum().backward()
+    wanted_emb = target.emb_BTD.clone().requires_grad_()
+    wanted = local(source, replace(target, emb_BTD=wanted_emb))
+    wanted.sum().backward()
+    torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat([emb.grad for emb, _ in tickets]), wanted_emb.grad, rtol=0, atol=1e-5)
+    from energymt.pool import lifecycle
+
+    # Three requests, one batch: each waited until the last had come.
+    [row] = lifecycle.status("batched")["replicas"]
+    assert row["state"] == "healthy"
+
+
+def test_a_pool_that_is_not_there(local_ray: Path) -> None:
+    from energymt.pool import lifecycle
+    from energymt.pool.connection import Connection
+
+    with pytest.raises(EnergyUnavailable, match=r"no energy pool nowhere .* `energymt pool up`"):
+        Connection("nowhere")
+    with pytest.raises(EnergyUnavailable, match="no energy pool nowhere"):
+        lifecycle.status("nowhere")
+
+
+def test_a_pool_too_large_for_the_cluster(pool: Any) -> None:
+    with pytest.raises(
+        ResourceError, match=r"needs 64 CPUs \(8 replicas of 8 CPUs and 0 GPUs\), and the cluster has 2"
+    ):
+        pool("huge", replicas=8, cpus=8.0)
+    with pytest.raises(ResourceError, match=r"needs 1 GPUs .* has 0"):
+        pool("huge", gpus=1.0)
+
+
+def refuse() -> None:
+    """An estimator that cannot be made."""
+    raise RuntimeError("no weights today")
+
+
+def test_an_estimator_that_does_not_load(pool: Any, tmp_path: Path) -> None:
+    from energymt.pool import lifecycle
+
+    with pytest.raises(StorageError, match="nothing"):
+        pool("broken", estimator=str(tmp_path / "nothing"))
+    with pytest.raises(EnergyUnavailable, match=r"does not start .*no weights today"):
+        pool("broken", estimator="tests.ray.test_pool:refuse")
+    assert "broken" not in lifecycle.names()
+
+
+def test_what_ends_leaves_nothing(pool: Any, local_ray: Path) -> None:
+    import ray
+
+    from energymt.pool import actors, lifecycle
+
+    before = set(lifecycle.names())
+    pool("short")
+    assert lifecycle.down("short") == 2
+    assert set(lifecycle.names()) == before
+    assert actors.replicas_of("short") == {}
+    states = [
+        entry["state"]
+        for entry in ray.util.placement_group_table().values()
+        if entry["name"] == actors.group_name("short")
+    ]
+    assert set(states) <= {"REMOVED"}
+
+
+def test_a_status_is_plain(pool: Any) -> None:
+    found = pool("plain")
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert found["version"] == 0
+    assert all(math.isfinite(row["latency_p95"]) for row in found["replicas"])
