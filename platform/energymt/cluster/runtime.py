@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -43,9 +44,9 @@ def start(address: str | None = None, **overrides: Any) -> None:
         return
     _read_environment_again()
     arguments = init_arguments(address) | overrides
-    if arguments["address"] == LOCAL:
+    if arguments["address"] == LOCAL or arguments["address"].startswith("127."):
         _keep_to_loopback()
-    else:
+    if arguments["address"] != LOCAL:
         _check_reachable(arguments["address"])
     try:
         ray.init(**arguments)
@@ -77,6 +78,7 @@ def init_arguments(address: str | None = None) -> dict[str, Any]:
         "address": address or os.environ.get("RAY_ADDRESS") or LOCAL,
         "runtime_env": runtime_environment(local=is_local(address)),
         "log_to_driver": False,
+        "logging_level": logging.WARNING,
     }
     if is_local(address):
         arguments |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -132,7 +134,10 @@ def _check_reachable(address: str) -> None:
 
 
 def _keep_to_loopback() -> None:
-    """Make a local Ray listen on 127.0.0.1 alone; the switch is read at import, which may be long ago."""
+    """Make a local Ray listen on 127.0.0.1 alone, and be joined there, not at the machine's own address.
+
+    The switch is read when Ray is imported, which may be long ago.
+    """
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = False

@@ -93,11 +93,11 @@ def end() -> bool:
     import ray
 
     ray.shutdown()
-    until = time.monotonic() + END_SECONDS
     for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + END_SECONDS
         with suppress(ProcessLookupError):
             os.killpg(head.process, number)
-        while _lives(head.process) and time.monotonic() < until - (END_SECONDS / 2 if number == signal.SIGTERM else 0):
+        while _lives(head.process) and time.monotonic() < until:
             time.sleep(0.1)
     state_file().unlink(missing_ok=True)
     return True
@@ -121,7 +121,12 @@ def _start(cpus: int | None) -> Head:
     command += [] if cpus is None else [f"--num-cpus={cpus}"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},  # pools are ended before it is
         )
     head = Head(f"{LOOPBACK}:{port}", process.pid, str(log))
     until = time.monotonic() + START_SECONDS

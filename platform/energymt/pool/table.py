@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("replica", "state", "version", "served", "sentences", "flagged", "refused", "queue", "fill %")
-TIMES = ("wait p50", "p95 ms", "answer p50", "p95 ms", "restarts")
+COLUMNS = ("#", "state", "version", "requests", "flagged", "queue", "fill", "wait ms", "answer ms", "restarts")
 
 
 def render(status: dict[str, Any]) -> Table:
-    """What `Supervisor.status` found."""
+    """What `Supervisor.status` found; times are medians and 95th percentiles of the last requests."""
     leases = ", ".join(f"{lease['label']} ({lease['seconds']:.0f} s)" for lease in status["leases"]) or "none"
     trouble = f"\n{status['trouble']}" if status["trouble"] else ""
     table = Table(
@@ -20,18 +20,19 @@ def render(status: dict[str, Any]) -> Table:
         caption=f"up for {status['seconds']:.0f} s; callers: {leases}{trouble}",
         title_justify="left",
         caption_justify="left",
+        box=SIMPLE,
     )
-    for name in (*COLUMNS, *TIMES):
-        table.add_column(name, justify="left" if name == "state" else "right")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for row in status["replicas"]:
-        counts = [row.get(key, 0) for key in ("version", "served", "sentences", "flagged", "refused", "queued")]
-        times = [1e3 * row[key] for key in ("wait_p50", "wait_p95", "latency_p50", "latency_p95")]
+        counts = [row.get(key, 0) for key in ("version", "served", "flagged", "queued")]
         table.add_row(
             str(row["number"]),
             row["state"],
             *map(str, counts),
-            f"{100 * row.get('fill', 0.0):.0f}",
-            *(f"{value:.1f}" for value in times),
+            f"{100 * row.get('fill', 0.0):.0f} %",
+            f"{1e3 * row['wait_p50']:.0f} / {1e3 * row['wait_p95']:.0f}",
+            f"{1e3 * row['latency_p50']:.0f} / {1e3 * row['latency_p95']:.0f}",
             str(row["restarts"]),
         )
     return table
