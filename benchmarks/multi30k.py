@@ -45,6 +45,9 @@ TRANSFORMER = [
     *(mask_predict(f"CMLM distilled, {n} iteration(s)", "distilled", n, 5) for n in (1, 10)),
     *(mask_predict(f"ENGINE (warm), {n} iteration(s)", "engine", n, 3) for n in (1, 10)),
     *(mask_predict(f"ENGINE (cold), {n} iteration(s)", "engine-cold", n, 3) for n in (1, 10)),
+    *(mask_predict(f"ENGINE (mixed), {n} iteration(s)", "engine-mixed", n, 3) for n in (1, 10)),
+    mask_predict("ENGINE (SX, SX), 1 iteration(s)", "engine-sx-sx", 1, 3),
+    mask_predict("ENGINE (rate 1e-3), 1 iteration(s)", "engine-rate-1e-3", 1, 3),
 ]
 ORACLE = DecodingOptions(iterations=1, length_beam=1)
 RECURRENT = [
@@ -52,6 +55,8 @@ RECURRENT = [
     Setting("BiLSTM, cross-entropy", "tagger", ORACLE, oracle=True),
     Setting("BiLSTM, distilled", "tagger-distilled", ORACLE, oracle=True),
     Setting("BiLSTM, ENGINE", "tagger-engine", ORACLE, oracle=True),
+    Setting("BiLSTM, distilled longer", "tagger-distilled-long", ORACLE, oracle=True),
+    Setting("BiLSTM, ENGINE from that", "tagger-engine-long", ORACLE, oracle=True),
 ]
 
 
@@ -109,16 +114,18 @@ def main() -> None:
     systems = scores("Transformers, predicted lengths", TRANSFORMER, "teacher", test)
     pairs = [
         (f"ENGINE ({start}), 1 iteration(s)", f"CMLM{kind}, 1 iteration(s)")
-        for start in ("warm", "cold")
+        for start in ("warm", "mixed")
         for kind in ("", " distilled")
     ]
     refined = [
-        (f"{name}, 10 iteration(s)", f"{name}, 1 iteration(s)") for name in ("CMLM", "CMLM distilled", "ENGINE (warm)")
+        (f"{name}, 10 iteration(s)", f"{name}, 1 iteration(s)")
+        for name in ("CMLM", "CMLM distilled", "ENGINE (warm)", "ENGINE (mixed)")
     ]
     differences(systems, pairs + refined)
     if (ROOT / "recurrent-teacher" / "model").is_dir():
         systems = scores("LSTM teacher and BiLSTM tagger, oracle lengths", RECURRENT, "recurrent-teacher", test)
-        differences(systems, [("BiLSTM, ENGINE", "BiLSTM, distilled"), ("BiLSTM, ENGINE", "BiLSTM, cross-entropy")])
+        better = [("BiLSTM, ENGINE", "BiLSTM, distilled"), ("BiLSTM, ENGINE", "BiLSTM, cross-entropy")]
+        differences(systems, [*better, ("BiLSTM, ENGINE from that", "BiLSTM, distilled longer")])
 
 
 if __name__ == "__main__":

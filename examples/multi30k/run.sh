@@ -10,11 +10,18 @@ train supervised teacher teacher
 train masked masked masked
 train distilled distilled distilled
 train engine engine engine
+train engine engine engine-mixed --set masked_weight=10 --set steps=400
+train engine engine engine-sx-sx --set score=SX --set steps=300
+train engine engine engine-rate-1e-3 --set optimizer.learning_rate=1e-3 --set steps=300
 train engine engine engine-cold --set model.init=null --set optimizer.learning_rate=1e-3
 
 train supervised recurrent-teacher recurrent-teacher
 train masked tagger tagger
-train distilled tagger tagger-distilled --set "teacher=$ENERGYMT_RUNS/multi30k/recurrent-teacher/model"
+lstm="teacher=$ENERGYMT_RUNS/multi30k/recurrent-teacher/model"
+train distilled tagger tagger-distilled --set "$lstm"
 train engine tagger-engine tagger-engine
+train distilled tagger tagger-distilled-long --set "$lstm" --set steps=2500 --set optimizer.learning_rate=3e-3
+train engine tagger-engine tagger-engine-long --set steps=300 --set optimizer.learning_rate=2e-4 \
+    --set "model.init=$ENERGYMT_RUNS/multi30k/tagger-distilled-long/model"
 
 python -m benchmarks.multi30k
