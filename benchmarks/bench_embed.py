@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import interleaved, machine, parse, ratio
+from benchmarks.timing import interleaved, machine, parse, peak_added, ratio
 from energymt.operators import embed
 
 OPERATORS = ("ST", "SX")
-MEBIBYTE = 1 << 20
 
 
 class Case:
@@ -69,27 +67,6 @@ def require_equal(case: Case, name: str) -> None:
         if not torch.allclose(mine, other, rtol=1e-3, atol=1e-5 * float(other.abs().max())):
             worst = float((mine - other).abs().max())
             raise SystemExit(f"{name}: embed and one-hot × Linear differ by up to {worst:.3g}.")
-
-
-def peak_added(turn: Callable[[], object], device: str) -> float | None:
-    """MiB that a turn adds at its peak; None where the system does not tell."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        turn()
-        return (torch.cuda.max_memory_allocated() - before) / MEBIBYTE
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from now on
-    except OSError:
-        return None
-    before = _status("VmRSS")
-    turn()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def main() -> None:

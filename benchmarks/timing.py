@@ -1,7 +1,7 @@
 """How a ratio is measured: contestants take turns, each turn is timed, and medians are compared.
 
 Machines drift and neighbours come and go, within a minute and from run to run. So no two numbers from different runs
-are ever divided by each other.
+are ever divided by each other. What a turn adds to the memory at its peak is told here too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+MEBIBYTE = 1 << 20
 
 
 def parse(
@@ -65,6 +66,22 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
+def peak_added(turn: Callable[[], object], device: str) -> float | None:
+    """MiB that a turn adds at its peak; None where the system does not tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        turn()
+        return (torch.cuda.max_memory_allocated() - before) / MEBIBYTE
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from now on
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    turn()
+    return (_status("VmHWM") - before) / 1024
+
+
 def machine(device: str = "cpu") -> str:
     """One line that says where the numbers come from."""
     where = f"{_processor()}, {torch.get_num_threads()} thread(s)"
@@ -91,3 +108,8 @@ def _processor() -> str:
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))

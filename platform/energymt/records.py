@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
+from energymt.chunked_logits import ChunkedLogits, argmax, product_type
 from energymt.operators import Noise
 
 
@@ -76,26 +78,77 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """Logits by what they are made from, hidden @ matrixᵀ + bias: for vocabularies too large for logits [B, T, V]."""
+
+    hidden_BTH: Tensor  # the translator's last hidden states
+    matrix_VH: Tensor
+    bias_V: Tensor | None = None  # −inf forbids a token
+
+    def logits(self) -> Tensor:
+        """The logits after all, [B, T, V]."""
+        return linear(self.hidden_BTH, self.matrix_VH, self.bias_V)
+
+    @torch.no_grad()
+    def argmax(self) -> Tensor:
+        """The tokens of the highest logits, [B, T], without making the logits."""
+        parts = (self.hidden_BTH, self.matrix_VH, self.bias_V)
+        logits = ChunkedLogits.of("SX", *parts, noise=None, dtype=product_type(self.matrix_VH))
+        return argmax(logits).view(self.hidden_BTH.shape[:2])
+
+    @staticmethod
+    def of_ids(ids_BT: Tensor, vocabulary: int, dtype: torch.dtype = torch.float32) -> Projection:
+        """Logits that put all mass on the given tokens, from log₂ V dimensions.
+
+        A token's row is its number in binary, of ±1. The highest logit is where all bits agree, and the next is so far
+        below that its probability is 0 in every precision.
+        """
+        places = torch.arange(max(1, (vocabulary - 1).bit_length()), device=ids_BT.device)
+
+        def bits(ids: Tensor) -> Tensor:
+            return ((ids.unsqueeze(-1) >> places & 1) * 2 - 1).to(dtype)
+
+        return Projection(1024 * bits(ids_BT), bits(torch.arange(vocabulary, device=ids_BT.device)))
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What a translator says of a target: one logit vector a position.
+    """What a translator says of a target: one logit vector a position, either dense or by a projection.
 
     `hard_ids_BT` is the value that a hard operator takes instead of the argmax (a sample); `noise` names the Gumbel
     noise that SG and GX add.
     """
 
-    logits_BTV: Tensor
+    logits_BTV: Tensor | None
     mask_BT: Tensor  # bool, True on real positions
     hard_ids_BT: Tensor | None = None
     noise: Noise | None = None
+    projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        if (self.logits_BTV is None) == (self.projection is None):
+            raise ValueError("a Prediction holds either logits or a projection")
+
+    def dense_logits(self) -> Tensor:
+        """The logits [B, T, V]; made where they are not there, which takes the memory that a projection saves."""
+        if self.logits_BTV is not None:
+            return self.logits_BTV
+        assert self.projection is not None
+        return self.projection.logits()
 
     def argmax(self) -> Prediction:
-        """The same prediction with one-hot logits (0 at the argmax, -inf elsewhere): its energy is the discrete one."""
+        """The same prediction with all mass on its argmax (or on `hard_ids_BT`): its energy is the discrete one."""
+        if self.projection is not None:
+            ids_BT = self.projection.argmax() if self.hard_ids_BT is None else self.hard_ids_BT
+            size, dtype = len(self.projection.matrix_VH), self.projection.hidden_BTH.dtype
+            return Prediction(None, self.mask_BT, ids_BT, projection=Projection.of_ids(ids_BT, size, dtype))
+        assert self.logits_BTV is not None
         ids_BT = self.logits_BTV.argmax(-1) if self.hard_ids_BT is None else self.hard_ids_BT
         return Prediction.of_ids(ids_BT, self.mask_BT, self.logits_BTV.shape[-1], self.logits_BTV.dtype)
 
     @staticmethod
     def of_ids(ids_BT: Tensor, mask_BT: Tensor, vocabulary: int, dtype: torch.dtype = torch.float32) -> Prediction:
-        """A prediction that puts all its mass on the given tokens."""
+        """A prediction that puts all its mass on the given tokens: logits of 0 there, of -inf elsewhere."""
         logits_BTV = torch.full((*ids_BT.shape, vocabulary), float("-inf"), dtype=dtype, device=ids_BT.device)
         logits_BTV.scatter_(-1, ids_BT.unsqueeze(-1), 0.0)
         return Prediction(logits_BTV, mask_BT, hard_ids_BT=ids_BT)

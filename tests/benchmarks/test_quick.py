@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMISED = {
     "bench_decoding": [r"quick, batch 1\n", r"quick, batch 32\n", r"CTranslate2 int8, beam 5 +[\d.]+ +[\d.]+ +1\.00"],
     "bench_embed": [r"ST: [\d.]+ times as fast", r"SX: [\d.]+ times as fast"],
+    "bench_estimator_gradient": [
+        rf"{operator} from {start}: [\d.]+ times as fast as published, bar [\d.]+: (met|MISSED); 1/"
+        for start in ("logits", "hidden states")
+        for operator in ("ST", "SX")
+    ],
     "bench_engine_step": [r"quick +fp32( +[\d,.]+){3}", r"quick +bf16( +[\d,.]+){3}"],
 }
 

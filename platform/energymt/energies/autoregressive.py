@@ -43,7 +43,8 @@ class AutoregressiveEnergy:
 
     def __call__(self, source: Source, prediction: Prediction) -> Tensor:
         """The relaxed energy of each sentence, [B]; its gradient reaches the logits through O1 and O2."""
-        logits_BTV, hard_ids_BT = prediction.logits_BTV, prediction.hard_ids_BT
+        # Dense in any case: the vocabulary is the teacher's, and the teacher makes logits of the same size.
+        logits_BTV, hard_ids_BT = prediction.dense_logits(), prediction.hard_ids_BT
         table_VD = self.teacher.embedding_VD
         if logits_BTV.shape[-1] != table_VD.shape[0]:
             raise ConfigurationError(
