@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,10 @@ ENVIRONMENT = {
 # What a user's shell may hold and a test must not see.
 FOREIGN = ("HF_HOME", "HF_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS", "AWS_PROFILE")
 HOME = pytest.StashKey[Path]()
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A core that others share makes any single example slow now and then.
 hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
