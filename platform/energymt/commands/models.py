@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from energymt.errors import StorageError
+from energymt.errors import ConfigurationError, StorageError
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -16,7 +16,9 @@ Out = Annotated[Path, typer.Argument(help="Folder to write.")]
 
 @app.command("import")
 def import_(
-    checkpoint: Annotated[str, typer.Argument(help="Folder or Hugging Face id of an encoder-decoder checkpoint.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder or Hugging Face id of an encoder-decoder or COMET checkpoint.")
+    ],
     out: Out,
     source_language: Annotated[
         str | None, typer.Option(help="Code of the source language (mBART, M2M100, NLLB).")
@@ -25,21 +27,50 @@ def import_(
     source_prefix: Annotated[
         str, typer.Option(help="Text before every source (T5: 'translate German to English: ').")
     ] = "",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Address of the encoder's tokenizer and config.json (COMET); default: as it names."),
+    ] = None,
 ) -> None:
-    """Make a model folder of a Hugging Face encoder-decoder (Marian, BART, mBART, T5, M2M100, NLLB)."""
+    """Make a model folder of a Hugging Face encoder-decoder (Marian, BART, mBART, T5, M2M100, NLLB) or COMET metric."""
     from energymt.data.hub import HubVocabulary
+    from energymt.models.comet_settings import SETTINGS_FILE
     from energymt.models.transformer import TransformerTranslator
     from energymt.storage import fetch
 
     folder = fetch(checkpoint)
+    if folder.suffix == ".ckpt" or (folder / SETTINGS_FILE).is_file():
+        if source_language or target_language or source_prefix:
+            raise ConfigurationError(f"{checkpoint} is a COMET checkpoint: drop the languages and the source prefix.")
+        return _import_comet(checkpoint, out, tokenizer)
     if not folder.is_dir():
         raise StorageError(f"{folder} is a file; give the folder of a checkpoint, or its Hugging Face id.")
+    if not (folder / "config.json").is_file():
+        raise StorageError(
+            f"{checkpoint} holds no checkpoint: neither config.json (Hugging Face) nor {SETTINGS_FILE} (COMET) is "
+            f"there; name the folder that holds one."
+        )
+    if tokenizer is not None:
+        raise ConfigurationError(f"{checkpoint} is no COMET checkpoint and has its own tokenizer: drop --tokenizer.")
     vocabulary = HubVocabulary.open(
         folder, source_language=source_language, target_language=target_language, source_prefix=source_prefix
     )
     model = TransformerTranslator.from_checkpoint(folder, vocabulary, vocabulary.target_code)
     model.save_pretrained(out, {"imported": checkpoint})
     typer.echo(f"{out} holds {type(model.network).__name__} with {vocabulary.size:,} tokens.")
+
+
+def _import_comet(checkpoint: str, out: Path, tokenizer: str | None) -> None:
+    from energymt.models.comet_checkpoint import convert_comet
+    from energymt.models.estimator_config import EstimatorConfig
+    from energymt.models.estimator_folder import ESTIMATOR_FILE
+
+    if out.exists():
+        raise ConfigurationError(f"{out} is there already; name a new folder.")
+    for note in convert_comet(checkpoint, out, tokenizer):
+        typer.echo(note)
+    config = EstimatorConfig.model_validate_json((out / ESTIMATOR_FILE).read_text(encoding="utf-8"))
+    typer.echo(f"{out} holds a {config.metric} that reads {', '.join(config.parts)}.")
 
 
 @app.command()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from energymt.errors import ConfigurationError
+from energymt.errors import ConfigurationError, DataError, StorageError
+
+if TYPE_CHECKING:
+    from energymt.models.estimator import QualityEstimator
 
 Engine = Literal["torch", "ctranslate2", "onnx"]
 Beam = Annotated[int, typer.Option(min=1, help="Beam of an autoregressive model; 1 is greedy.")]
 LengthBeam = Annotated[int, typer.Option(min=1, help="Lengths that a non-autoregressive model tries.")]
 Iterations = Annotated[int, typer.Option(min=1, help="Mask-predict iterations of a non-autoregressive model.")]
+
+logger = logging.getLogger(__name__)
 
 
 def translate(
@@ -50,19 +57,94 @@ def translate(
 
 
 def score(
-    energy: Annotated[str, typer.Argument(help="Address of an autoregressive teacher.")],
+    energy: Annotated[str, typer.Argument(help="Address of an autoregressive teacher or of a quality estimator.")],
     source: Annotated[Path, typer.Option(help="Source sentences, one a line.")],
-    target: Annotated[Path, typer.Option(help="Translations, one a line.")],
+    target: Annotated[Path, typer.Option(help="Translations, one a line; an estimator scores an empty one too.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="References, one a line, for a metric that compares with them.")
+    ] = None,
 ) -> int:
-    """Print the energy of each translation, in nats per sentence (lower is better)."""
+    """Print a number a line: a teacher's energy (nats, lower is better) or an estimator's score (higher is better)."""
+    from energymt.models.comet_settings import SETTINGS_FILE
+    from energymt.models.estimator_folder import ESTIMATOR_FILE
+    from energymt.storage import fetch
+
+    folder = fetch(energy)
+    if (folder / ESTIMATOR_FILE).is_file():
+        sides = {"source": source, "translation": target, **({} if reference is None else {"reference": reference})}
+        values = _qualities(folder, sides)
+    elif (folder / SETTINGS_FILE).is_file():
+        raise StorageError(
+            f"{energy} is a COMET checkpoint: make an estimator of it first (energymt models import {energy} FOLDER)."
+        )
+    elif reference is not None:
+        raise ConfigurationError(
+            f"{energy} is no quality estimator, and nothing else reads references: drop --reference."
+        )
+    else:
+        values = _energies(energy, source, target)
+    for value in values:
+        typer.echo(f"{value:.4f}")
+    return 0
+
+
+def _energies(address: str, source: Path, target: Path) -> Iterator[float]:
     from energymt.data.corpus import DataConfig, read_corpus
     from energymt.evaluation import energies_of, load_teacher
 
     corpus = read_corpus(DataConfig(path=str(source), target_path=str(target), format="text"))
     assert corpus.target is not None
-    for value in energies_of(load_teacher(energy), corpus.source, corpus.target):
-        typer.echo(f"{value:.4f}")
-    return 0
+    yield from energies_of(load_teacher(address), corpus.source, corpus.target)
+
+
+def _qualities(folder: Path, files: dict[str, Path]) -> Iterator[float]:
+    """Scores of an estimator, a window of lines at a time; the files are read and checked before it is loaded."""
+    from energymt.devices import choose_device
+    from energymt.models.estimator_folder import load_estimator
+    from energymt.models.scoring import WINDOW, score_lines
+
+    sides = {name: _lines(name, file) for name, file in files.items()}
+    lines = len(sides["source"])
+    for name, texts in sides.items():
+        if len(texts) != lines:
+            raise DataError(
+                f"{files['source']} has {lines:,} lines and {files[name]} has {len(texts):,}: line n of all files "
+                f"must belong together."
+            )
+    estimator = load_estimator(folder).to(choose_device("auto"))
+    if "reference" in sides and "ref" not in estimator.config.parts:
+        raise ConfigurationError(f"The metric in {folder} reads no references: drop --reference.")
+    for name, texts in sides.items():
+        _tell_of_cuts(files[name], texts, estimator)
+    for start in range(0, lines, WINDOW):
+        yield from score_lines(estimator, *(texts[start : start + WINDOW] for texts in sides.values()))
+
+
+def _tell_of_cuts(file: Path, texts: Sequence[str], estimator: QualityEstimator) -> None:
+    tokenizer, limit = estimator.vocabulary.tokenizer, estimator.longest_text
+    for number, text in enumerate(texts, 1):
+        if len(text) > limit:  # a token is a character at least
+            tokens = len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+            if tokens > limit:
+                logger.warning(
+                    "%s:%d has %d tokens and the limit is %d: its end is cut off.", file, number, tokens, limit
+                )
+
+
+def _lines(name: str, file: Path) -> list[str]:
+    """All lines of a side; a translation may be empty."""
+    from energymt.data.lines import read_lines
+
+    texts = []
+    for number, text in read_lines(file):
+        if name != "translation" and not text.strip():
+            raise DataError(
+                f"{file}:{number} is empty, and a score needs every {name}; fill the line, or remove it from all files."
+            )
+        texts.append(text)
+    if not texts:
+        raise DataError(f"{file} holds no line; check that it was written to its end.")
+    return texts
 
 
 def evaluate(

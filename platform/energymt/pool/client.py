@@ -6,17 +6,22 @@ replica dies, refuses, or takes longer than an attempt may; an earlier attempt t
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import count
+from math import inf
 from typing import Protocol
+from weakref import WeakSet
 
 from energymt.errors import EnergyTimeout, EnergyUnavailable, EnergyVersionError
 from energymt.pool.wire import Ragged, Refusal, Reply, Request
 
-PAUSE = 0.1  # seconds between two looks at a pool that has nobody to ask
+PAUSE = 0.1  # seconds until everybody is asked again, or a pool that has nobody to ask is looked at
+TURN = 0.05  # seconds of listening to all that were asked, one after the other
 
 
 class GoneError(Exception):
@@ -57,23 +62,41 @@ class Transport(Protocol):
         ...
 
 
+class Clock(Protocol):
+    """Seconds; the module `time` is one."""
+
+    def monotonic(self) -> float: ...
+
+    def sleep(self, seconds: float, /) -> None: ...
+
+
 class Client:
-    """Asks a pool.
+    """Asks a pool; many threads may share one.
 
     Args:
         transport: to its replicas.
         deadline: seconds until `result` raises.
         attempt: seconds after which another replica is asked too.
         alone: every request is one batch, on a replica that depends on the number of the call alone.
+        clock: of this machine.
     """
 
     def __init__(
-        self, transport: Transport, *, deadline: float = 120.0, attempt: float = 30.0, alone: bool = False
+        self,
+        transport: Transport,
+        *,
+        deadline: float = 120.0,
+        attempt: float = 30.0,
+        alone: bool = False,
+        clock: Clock = time,
     ) -> None:
         self.transport, self.deadline, self.attempt, self.alone = transport, deadline, attempt, alone
+        self.clock = clock
         self.id = uuid.uuid4().hex
         self.calls = count()
-        self.in_flight: dict[int, int] = {}  # sentences that this caller has at each replica
+        self.last_view: View | None = None
+        self.tickets: WeakSet[Ticket] = WeakSet()  # one that its caller has dropped is in flight no more
+        self.lock = threading.Lock()
 
     def submit(
         self,
@@ -90,58 +113,71 @@ class Client:
         request = Request(
             f"{self.id}-{number}", self.id, source, target, gradient, precision, version, seconds, self.alone
         )
-        ticket = Ticket(self, request, number, time.monotonic() + seconds)
-        ticket.start()
+        ticket = Ticket(self, request, number, self.clock.monotonic() + seconds)
+        with self.lock:
+            self.tickets.add(ticket)
+        ticket.ask()
         return ticket
 
-    def choose(self, view: View, avoid: Sequence[int], number: int) -> int | None:
-        """The least loaded replica, one that did not fail if there is one; None if nobody serves."""
-        able = [replica for replica in view.queues if replica not in avoid] or list(view.queues)
+    def in_flight(self) -> Counter[int]:
+        """Sentences that this caller has at each replica."""
+        found: Counter[int] = Counter()
+        with self.lock:
+            for ticket in self.tickets:
+                found.update(dict.fromkeys(list(ticket.running), len(ticket.request)))
+        return found
+
+    def view(self, fresh: bool) -> View:
+        """Who can be asked; the last that was known, if there is nobody who would know better."""
+        try:
+            self.last_view = self.transport.view(fresh)
+        except GoneError as error:
+            return replace(self.last_view or View({}), trouble=str(error))
+        return self.last_view
+
+    def choose(self, view: View, avoid: Collection[int], number: int) -> int | None:
+        """The least loaded replica that is not to be avoided, None if there is none."""
+        able = [replica for replica in view.queues if replica not in avoid]
         if not able:
             return None
         if self.alone:
             return sorted(able)[number % len(able)]
-        return min(able, key=lambda replica: view.queues[replica] + self.in_flight.get(replica, 0))
-
-    def count(self, replica: int, sentences: int) -> None:
-        """Book what is in flight."""
-        self.in_flight[replica] = self.in_flight.get(replica, 0) + sentences
+        own = self.in_flight()
+        return min(able, key=lambda replica: view.queues[replica] + own[replica])
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """A request in flight."""
 
     client: Client
     request: Request
     number: int
-    ends: float  # on this machine's monotonic clock
+    ends: float  # on this machine's clock
     running: dict[int, Call] = field(default_factory=dict)
-    failed: list[int] = field(default_factory=list)
-    asked_at: float = 0.0
-    refusal: Refusal | None = None
+    asked: dict[int, float] = field(default_factory=dict)  # when
+    tried: set[int] = field(default_factory=set)  # in this round; they died or refused
+    pause: float = 0.0  # until the next round
+    ask_at: float = 0.0
+    refusal: Refusal | None = None  # the last one
+    failures: dict[int, str] = field(default_factory=dict)  # replicas on which this very request raises an error
     trouble: str = ""
     reply: Reply | None = None
 
-    def start(self) -> None:
-        """Ask somebody, if there is somebody to ask."""
+    def ask(self) -> None:
+        """Ask one replica that was not asked yet; once all were, rest a little, and then anew."""
+        view = self.client.view(fresh=bool(self.tried or self.trouble))
+        now = self.client.clock.monotonic()
+        replica = self.client.choose(view, self.tried | self.running.keys(), self.number)
+        if replica is None:
+            self._rest(view, now)
+            return
         try:
-            view = self.client.transport.view(fresh=bool(self.failed) or self.refusal is not None)
+            self.running[replica] = self.client.transport.send(replica, replace(self.request, seconds=self.ends - now))
         except GoneError as error:
-            self.trouble = str(error)
-            return
-        self.trouble = view.trouble
-        replica = self.client.choose(view, [*self.failed, *self.running], self.number)
-        if replica is None or replica in self.running:
-            return
-        left = max(0.0, self.ends - time.monotonic())
-        try:
-            self.running[replica] = self.client.transport.send(replica, replace(self.request, seconds=left))
-        except GoneError:
-            self._give_up_on(replica)
-            return
-        self.client.count(replica, len(self.request))
-        self.asked_at = time.monotonic()
+            self._lost(replica, error)
+        else:
+            self.asked[replica], self.ask_at = now, now + self.client.attempt
 
     def result(self) -> Reply:
         """Wait for the answer.
@@ -149,74 +185,90 @@ class Ticket:
         Raises:
             EnergyTimeout, EnergyUnavailable, EnergyVersionError: see there; never later than the deadline.
         """
+        clock = self.client.clock
         try:
             while self.reply is None:
-                now = time.monotonic()
-                if now >= self.ends:
+                self.reply = self._listen()  # before the clock: it may have come while the caller was away
+                now = clock.monotonic()
+                if self.reply is None and (now >= self.ends or len(self.failures) > 1):
                     raise self._error()
-                if not self.running:
-                    self.start()
-                    if not self.running:
-                        time.sleep(min(PAUSE, max(0.0, self.ends - now)))
-                        continue
-                elif now - self.asked_at >= self.client.attempt:
-                    self._ask_another()
-                self._listen(min(self.ends, self.asked_at + self.client.attempt))
+                if self.reply is None and now >= self.ask_at:
+                    self._complain(now)
+                    self.ask()
             return self.reply
         finally:
-            for replica in list(self.running):
-                self._end(replica)
+            self.running.clear()
 
-    def _listen(self, until: float) -> None:
-        """Look for an answer; to several attempts by turns."""
-        turns = len(self.running)
+    def _listen(self) -> Reply | None:
+        """Wait for the answer until something else is to be done."""
+        clock = self.client.clock
+        until = min(self.ends, self.ask_at)
+        if not self.running:
+            clock.sleep(max(0.0, until - clock.monotonic()))
+        single, turn = len(self.running) == 1, TURN / max(1, len(self.running))
         for replica, call in list(self.running.items()):
-            left = max(0.0, until - time.monotonic())
             try:
-                answer = call.wait(left if turns == 1 else min(left, 0.05))
-            except GoneError:
-                self._give_up_on(replica)
+                answer = call.wait(max(turn, until - clock.monotonic()) if single else turn)
+            except GoneError as error:
+                self._lost(replica, error)
                 continue
-            if answer is None:
-                continue
-            self._end(replica)
-            if isinstance(answer, Refusal):
+            if isinstance(answer, Reply) and answer.version >= self.request.version:
+                return answer
+            if isinstance(answer, Reply):
+                answer = Refusal(answer.id, answer.replica, "stale", answer.version)
+            if answer is not None:
                 self._refused(replica, answer)
-            elif answer.version < self.request.version:
-                self._refused(replica, Refusal(answer.id, answer.replica, "stale", answer.version))
-            else:
-                self.reply = answer
-                return
-
-    def _ask_another(self) -> None:
-        """An attempt takes too long: the replica is suspect, and somebody else is asked beside it."""
-        slow = list(self.running)[-1]
-        if slow not in self.failed:
-            self.client.transport.report(slow)
-            self.failed.append(slow)
-        self.asked_at = time.monotonic()
-        self.start()
-
-    def _give_up_on(self, replica: int) -> None:
-        self._end(replica)
-        self.client.transport.report(replica)
-        self.failed.append(replica)
+        return None
 
     def _refused(self, replica: int, refusal: Refusal) -> None:
-        self.refusal = refusal
-        if refusal.reason != "busy":
-            self.failed.append(replica)
-        pause = refusal.seconds if refusal.reason == "busy" else PAUSE
-        if not self.running:
-            time.sleep(min(pause, max(0.0, self.ends - time.monotonic())))
+        if refusal.reason == "failed":
+            self.failures[replica] = f"{refusal.replica}: {refusal.detail}"
+        self.refusal, self.trouble = refusal, f"{refusal.replica} refused: {refusal.reason}"
+        self._next(replica, refusal.seconds if refusal.reason == "busy" else PAUSE)
 
-    def _end(self, replica: int) -> None:
-        if self.running.pop(replica, None) is not None:
-            self.client.count(replica, -len(self.request))
+    def _lost(self, replica: int, error: GoneError) -> None:
+        self.client.transport.report(replica)
+        self.refusal, self.trouble = None, str(error) or f"replica {replica} is gone"
+        self._next(replica, PAUSE)
+
+    def _next(self, replica: int, pause: float) -> None:
+        """This one does not answer: another is asked at once, and itself after a pause."""
+        self.running.pop(replica, None)
+        self.pause = min(self.pause, pause) if self.tried else pause
+        self.tried.add(replica)
+        self.ask_at = min(self.ask_at, self.client.clock.monotonic())
+
+    def _complain(self, now: float) -> None:
+        """Of those that have not answered within an attempt."""
+        for replica in self.running:
+            if now - self.asked[replica] >= self.client.attempt:
+                self.client.transport.report(replica)
+
+    def _rest(self, view: View, now: float) -> None:
+        """There is nobody left to ask."""
+        if self.failures and self.failures.keys() >= view.queues.keys():
+            raise self._error()
+        if self.running:
+            self.ask_at = now + self.client.attempt
+        else:
+            self.ask_at = now + (self.pause if self.tried else PAUSE)
+        if not view.queues:
+            self.refusal, self.trouble = None, view.trouble or self.trouble
+        self.tried.clear()
+
+    def _was_slow(self) -> bool:
+        """Whether it was waiting that used up the time, and not replicas that went while another was just asked."""
+        waited = self.client.clock.monotonic() - min((self.asked[replica] for replica in self.running), default=inf)
+        return bool(self.running) and (not self.trouble or waited >= min(self.client.attempt, self.request.seconds) / 2)
 
     def _error(self) -> EnergyTimeout | EnergyUnavailable | EnergyVersionError:
-        pool, seconds = self.client.transport.name, f"{self.request.seconds:.0f} s"
-        if self.running or (self.refusal is not None and self.refusal.reason in ("busy", "late")):
+        pool, seconds = self.client.transport.name, f"{self.request.seconds:g} s"
+        if self.failures:
+            return EnergyUnavailable(
+                f"The energy pool {pool} cannot answer this request ({'; '.join(self.failures.values())}): caller and "
+                f"replicas may be of different versions; see the log of the replica."
+            )
+        if self._was_slow() or (self.refusal is not None and self.refusal.reason in ("busy", "late")):
             return EnergyTimeout(
                 f"The energy pool {pool} did not answer {len(self.request)} sentences within {seconds}: it is too slow "
                 f"for its callers; see `energymt pool status`, add replicas, or raise the deadline."

@@ -6,16 +6,20 @@ caller does between `submit` and `result` overlaps with the replica's work.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.pool.client import Client, Ticket
 from energymt.pool.wire import PRECISIONS, Reply, from_numpy, pack
 from energymt.records import SoftTarget, Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,13 @@ class ScoreTicket:
         return self.ticket.result()
 
     def result(self) -> Tensor:
-        """score_B, higher is better, differentiable in the target's embeddings; NaN for flagged sentences."""
+        """score_B, higher is better, differentiable once in the target's embeddings.
+
+        A sentence that could not be scored has NaN, its gradient is 0, and the log says why.
+        """
         emb_BTD, mask_BT, reply = self.target.emb_BTD, self.target.mask_BT, self.reply()
+        for row, reason in reply.flags.items():
+            logger.warning("The energy pool could not score sentence %d of %d: %s.", row, len(reply.scores), reason)
         score_B = torch.from_numpy(reply.scores.copy()).to(emb_BTD.device)
         if reply.gradient is None:
             return score_B
@@ -81,13 +90,15 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, emb_BTD: Tensor, mask_BT: Tensor, score_B: Tensor, gradient_ND: Tensor) -> Tensor:
-        ctx.save_for_backward(mask_BT, gradient_ND)
+        ctx.save_for_backward(mask_BT, gradient_ND, score_B.isfinite())
         return score_B
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        mask_BT, gradient_ND = ctx.saved_tensors
+        mask_BT, gradient_ND, finite_B = ctx.saved_tensors
+        grad_B = grads[0].to(gradient_ND.dtype).masked_fill(~finite_B, 0.0)  # where a score is NaN, this may be too
         result_BTD = gradient_ND.new_zeros((*mask_BT.shape, gradient_ND.shape[-1]))
         rows_N = mask_BT.nonzero()[:, 0]
-        result_BTD[mask_BT] = gradient_ND * grads[0].to(gradient_ND.dtype)[rows_N, None]
+        result_BTD[mask_BT] = gradient_ND * grad_B[rows_N, None]
         return result_BTD, None, None, None

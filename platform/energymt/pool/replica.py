@@ -1,11 +1,13 @@
 """A replica: a queue in front of a server. An asyncio object that knows nothing of Ray; `actors.py` makes it an actor.
 
 The model runs in one thread of its own, so pings are answered while it computes. Versions change between two batches.
+A device that fails for good takes the process with it: another one takes its place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import time
@@ -17,11 +19,13 @@ from dataclasses import replace
 
 from energymt.pool.batcher import Batcher, Entry
 from energymt.pool.health import Health
-from energymt.pool.server import Server
+from energymt.pool.server import DeviceError, Server
 from energymt.pool.settings import ReplicaPlan, open_estimator
 from energymt.pool.wire import Refusal, Reply, Request
 
-REMEMBERED_REPLIES = 8  # for a caller that asks again; each may hold megabytes
+logger = logging.getLogger(__name__)
+
+REMEMBERED_BYTES = 64 * 2**20  # of the last replies, for callers that ask again
 RECENT = 512  # requests that the percentiles are taken of
 
 
@@ -44,6 +48,7 @@ class Replica:
         self.batcher = Batcher(config.tokens_per_batch, config.wait_ms / 1e3, config.room)
         self.futures: dict[str, asyncio.Future[Reply | Refusal]] = {}
         self.remembered: OrderedDict[str, Reply] = OrderedDict()
+        self.remembered_bytes = 0
         self.thread = ThreadPoolExecutor(1, "model")
         self.wake = asyncio.Event()
         self.worker: asyncio.Task[None] | None = None
@@ -59,6 +64,8 @@ class Replica:
             return self.remembered[request.id]
         future = self.futures.get(request.id)
         if future is None:
+            if fault := request.fault():
+                return self._refusal(request, "failed", detail=f"the request is damaged: {fault}")
             if self.draining:
                 return self._refusal(request, "draining")
             if self.server.version < request.version:
@@ -106,7 +113,6 @@ class Replica:
 
     async def _batches(self) -> None:
         """Form and compute batches while there are requests."""
-        loop = asyncio.get_running_loop()
         while True:
             now = time.monotonic()
             for entry in self.batcher.late(now):
@@ -119,15 +125,25 @@ class Replica:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.wake.wait(), due)
                 continue
-            entries = self.batcher.take()
-            requests = [entry.request for entry in entries]
-            try:
-                replies = await loop.run_in_executor(self.thread, self.server.answer, requests)
-            except Exception as error:  # a bug; the callers must not wait for ever
+            await self._compute(self.batcher.take(), now)
+
+    async def _compute(self, entries: Sequence[Entry], start: float) -> None:
+        """Answer a batch. A request that raises has its callers told, and takes no other one with it."""
+        requests = [entry.request for entry in entries]
+        try:
+            replies = await asyncio.get_running_loop().run_in_executor(self.thread, self.server.answer, requests)
+            self._account(entries, replies, start)
+        except DeviceError as error:
+            logger.critical("%s ends: its device failed (%s).", self.plan.name, error)
+            end_process()
+        except Exception as error:  # a bug, or a caller of another version; nobody must wait for ever
+            if len(entries) > 1:
                 for entry in entries:
-                    self._fail(entry, error)
-                continue
-            self._account(entries, replies, now)
+                    await self._compute([entry], start)
+                return
+            logger.exception("%s cannot answer request %s.", self.plan.name, requests[0].id)
+            detail = f"{type(error).__name__}: {error}"
+            self._resolve(entries[0], self._refusal(requests[0], "failed", detail=detail))
 
     def _account(self, entries: Sequence[Entry], replies: Sequence[Reply], start: float) -> None:
         """Hand replies out, and count."""
@@ -142,26 +158,36 @@ class Replica:
             self.waits.append(waited)
             self.latencies.append(now - entry.arrived)
             done = replace(reply, waited=waited)
-            self.remembered[done.id] = done
-            if len(self.remembered) > REMEMBERED_REPLIES:
-                self.remembered.popitem(last=False)
+            self._remember(done)
             self._resolve(entry, done)
+
+    def _remember(self, reply: Reply) -> None:
+        """First in, first out: replies of one batch share its memory, and are forgotten together."""
+        self.remembered[reply.id] = reply
+        self.remembered_bytes += _bytes(reply)
+        while self.remembered_bytes > REMEMBERED_BYTES:
+            self.remembered_bytes -= _bytes(self.remembered.popitem(last=False)[1])
 
     def _resolve(self, entry: Entry, answer: Reply | Refusal) -> None:
         future = self.futures.pop(entry.request.id, None)
         if future is not None and not future.done():
             future.set_result(answer)
 
-    def _fail(self, entry: Entry, error: Exception) -> None:
-        future = self.futures.pop(entry.request.id, None)
-        if future is not None and not future.done():
-            future.set_exception(error)
-
-    def _refusal(self, request: Request, reason: str, seconds: float = 0.0) -> Refusal:
+    def _refusal(self, request: Request, reason: str, seconds: float = 0.0, detail: str = "") -> Refusal:
         self.refused += 1
-        return Refusal(request.id, self.plan.name, reason, self.server.version, seconds)
+        return Refusal(request.id, self.plan.name, reason, self.server.version, seconds, detail)
 
     def _backlog(self) -> float:
         """Seconds after which there may be room: the time that the last requests took."""
         recent = sorted(self.latencies)[len(self.latencies) // 2 :]
         return min(5.0, max(0.02, recent[0] if recent else 0.1))
+
+
+def end_process() -> None:
+    """At once, with nothing cleaned up: what there is to clean up hangs."""
+    os._exit(1)
+
+
+def _bytes(reply: Reply) -> int:
+    arrays = reply.scores.nbytes + (0 if reply.gradient is None else reply.gradient.nbytes)
+    return int(arrays) + 1024  # for the rest of it

@@ -55,6 +55,18 @@ class Request:
         """Positions that each sentence takes, special tokens not counted."""
         return self.source.lengths + self.target.lengths
 
+    def fault(self) -> str:
+        """What does not add up, if anything: a replica takes in nothing that could fail the requests beside it."""
+        if self.precision not in PRECISIONS:
+            return f"its precision {self.precision} is none of {', '.join(PRECISIONS)}"
+        for name, rows in (("source", self.source), ("translation", self.target)):
+            if len(rows) != len(self) or (rows.lengths < 0).any() or rows.lengths.sum() != len(rows.values):
+                return (
+                    f"of its {len(self)} sentences it holds {len(rows)} {name} lengths, which sum to "
+                    f"{rows.lengths.sum()}, and {len(rows.values)} positions"
+                )
+        return ""
+
 
 @dataclass(frozen=True)
 class Reply:
