@@ -16,9 +16,10 @@ The map of the house. Science first: nothing in this block knows of Ray or MLflo
 
     records      what flows between the rooms: frozen dataclasses, a shape for each field
     operators    logits -> relaxed tokens (SX STL SG ST GX), and relaxed tokens -> expected embeddings
+    projected    the same from last hidden states, in chunks of a large vocabulary
     energies     E(source, prediction) -> energy_B, differentiable, lower is better
-    models       the translators: recurrent, transformer, masked
-    data         corpora, vocabularies, batches, and the generated toy language
+    models       the translators: recurrent, transformer, masked; the quality estimator
+    data         corpora, vocabularies, the bridge between two, batches, and the generated toy language
     decoding     beam search, mask-predict, re-ranking
     metrics      translation quality, energies, repetitions, significance
 
@@ -26,6 +27,7 @@ Around it: how a run lives.
 
     training     the one training loop
     tracking     MLflow, the model registry
+    pool         the energy pool: actors that serve scores and gradients
     cluster      Ray: start, check, launch
     cli          the command line
     errors       what a user can act on, with the exit code of each
