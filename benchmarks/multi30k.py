@@ -57,6 +57,7 @@ RECURRENT = [
     Setting("BiLSTM, ENGINE", "tagger-engine", ORACLE, oracle=True),
     Setting("BiLSTM, distilled longer", "tagger-distilled-long", ORACLE, oracle=True),
     Setting("BiLSTM, ENGINE from that", "tagger-engine-long", ORACLE, oracle=True),
+    Setting("BiLSTM, ENGINE mixed from that", "tagger-engine-mixed", ORACLE, oracle=True),
 ]
 
 
@@ -125,7 +126,8 @@ def main() -> None:
     if (ROOT / "recurrent-teacher" / "model").is_dir():
         systems = scores("LSTM teacher and BiLSTM tagger, oracle lengths", RECURRENT, "recurrent-teacher", test)
         better = [("BiLSTM, ENGINE", "BiLSTM, distilled"), ("BiLSTM, ENGINE", "BiLSTM, cross-entropy")]
-        differences(systems, [*better, ("BiLSTM, ENGINE from that", "BiLSTM, distilled longer")])
+        longer = [(f"BiLSTM, ENGINE{kind} from that", "BiLSTM, distilled longer") for kind in ("", " mixed")]
+        differences(systems, [*better, *longer])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ lstm="teacher=$ENERGYMT_RUNS/multi30k/recurrent-teacher/model"
 train distilled tagger tagger-distilled --set "$lstm"
 train engine tagger-engine tagger-engine
 train distilled tagger tagger-distilled-long --set "$lstm" --set steps=2500 --set optimizer.learning_rate=3e-3
-train engine tagger-engine tagger-engine-long --set steps=300 --set optimizer.learning_rate=2e-4 \
-    --set "model.init=$ENERGYMT_RUNS/multi30k/tagger-distilled-long/model"
+better="model.init=$ENERGYMT_RUNS/multi30k/tagger-distilled-long/model"
+train engine tagger-engine tagger-engine-long --set "$better" --set steps=300 --set optimizer.learning_rate=2e-4
+train engine tagger-engine tagger-engine-mixed --set "$better" --set steps=200 --set optimizer.learning_rate=2e-4 \
+    --set masked_weight=10
 
 python -m benchmarks.multi30k
