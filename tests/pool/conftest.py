@@ -37,7 +37,7 @@ def run() -> Iterator[Callable[[Awaitable[Any]], Any]]:
     """Run something in the event loop of this test; what is left over is cancelled in the end."""
 
     async def bounded(scenario: Awaitable[Any]) -> Any:
-        return await asyncio.wait_for(scenario, 200.0)
+        return await asyncio.wait_for(scenario, 60.0)
 
     with asyncio.Runner() as runner:
         yield lambda scenario: runner.run(bounded(scenario))

@@ -55,7 +55,7 @@ class Limits:
     trust: float = 30.0  # without a miss or report until a suspect is healthy again
     backoff: float = 1.0  # before a replacement that follows a start that failed; doubles up to `longest_backoff`
     longest_backoff: float = 60.0
-    starts: int = 3  # in a row that neither served nor lived for `trust`: then the pool gives the replica up
+    starts: int = 6  # in a row that neither served nor lived for `trust`: then the pool gives the replica up
 
 
 @dataclass(frozen=True)
