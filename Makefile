@@ -20,7 +20,7 @@ READY_LATEST := $(call stamp,$(LATEST),constraints-latest.txt)
 PYTEST := bin/pytest -q --durations=10
 # The short leg: fast tests of the house and the science, on the newest packages.
 LATEST_PATHS := $(wildcard tests/test_house.py tests/operators tests/energies tests/models tests/data tests/decoding \
-	tests/metrics tests/gradients)
+	tests/metrics tests/gradients tests/commands/test_publishing.py)
 
 setup: $(READY)
 

@@ -73,13 +73,20 @@ def _checked(path: Path) -> Path:
     return path
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where the hub refuses or is not reached: its HTTP library changed twice."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    return OSError, ValueError, LocalTokenNotFoundError, *HfHubHTTPError.__bases__  # the last: that library's own
+
+
 def _fetch_hub(text: str, path: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = text.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None))
-    except (OSError, ValueError) as error:
+    except hub_errors() as error:
         reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
         raise StorageError(
             f"'{text}' is neither a path ({path.absolute()}) nor a Hugging Face model that can be fetched ({reason}); "

@@ -46,7 +46,7 @@ class Requests(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         """Stay quiet."""
 
-    def answer(self, code: int, content: bytes | dict, **headers: str) -> None:
+    def answer(self, code: int, content: bytes | dict | list, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(code)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -84,7 +84,7 @@ class Requests(BaseHTTPRequestHandler):
         asked = json.loads(content)
         name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
         self.server.repositories[name] = {}
-        self.server.private[name] = bool(asked.get("private"))
+        self.server.private[name] = "private" in (asked.get("visibility"), asked.get("private") and "private")
         return self.answer(200, {"url": f"{self.server.url}/{name}"})
 
     def room(self, item: dict) -> dict:
@@ -109,6 +109,8 @@ class Requests(BaseHTTPRequestHandler):
             name = "/".join(parts[2:4])
             if name not in self.server.repositories:
                 return self.answer(404, {"error": "no such repository"}, X_Error_Code="RepoNotFound")
+            if parts[4:5] == ["tree"]:
+                return self.answer(200, [entry(*file) for file in self.server.repositories[name].items()])
             listing = [{"rfilename": file} for file in self.server.repositories[name]]
             return self.answer(200, {"id": name, "sha": COMMIT, "siblings": listing})
         owner, name, resolve, _, *path = parts
@@ -117,6 +119,11 @@ class Requests(BaseHTTPRequestHandler):
         content = self.server.repositories[f"{owner}/{name}"][file]
         tag = f'"{hashlib.sha256(content).hexdigest()}"'
         return self.answer(200, content, ETag=tag, X_Repo_Commit=COMMIT)
+
+
+def entry(path: str, content: bytes) -> dict:
+    """A file in the listing that newer clients ask for."""
+    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
 
 
 @pytest.fixture

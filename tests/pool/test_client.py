@@ -138,6 +138,13 @@ def test_complaints_are_repeated_and_of_those_who_deserve_them() -> None:
     assert rounded == [(10, 0), (20, 0), (20, 1), (21, 2), (21, 0), (21, 1)]
 
 
+def test_one_that_was_asked_a_moment_ago_is_not_complained_of() -> None:
+    pool = Pool(dies(12.0), answers(5.0), answers(5.0))
+    send(caller(pool)).result()
+    assert [(round(at), replica) for at, replica, _ in pool.asked] == [(0, 0), (10, 1), (12, 2)]
+    assert [(round(at), replica) for at, replica in pool.reports] == [(10, 0), (12, 0)]
+
+
 def test_an_answer_that_came_while_the_caller_was_away_is_taken() -> None:
     """Neither is the replica reported, nor another one asked, nor is it too late: the answer lies there."""
     for away in (30.0, 500.0):

@@ -67,6 +67,13 @@ def test_a_success_wipes_out_the_failures_before_it() -> None:
     assert fleet.replicas[0].failures == 0
 
 
+def test_last_words_wipe_out_nothing() -> None:
+    fleet = in_state(R)
+    fleet.died(0, 1.0, "no")
+    ping(fleet, 1.5, served=1)
+    assert (fleet.replicas[0].failures, state_of(fleet)) == (1, D)
+
+
 def test_a_wedged_model_answers_pings_and_is_ended_all_the_same() -> None:
     fleet = in_state(H)
     ping(fleet, 1.0, served=10, busy=3)

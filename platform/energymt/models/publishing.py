@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from energymt.errors import StorageError
 from energymt.folders import verify_manifest
+from energymt.storage import hub_errors
 
 
 def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
@@ -22,7 +22,7 @@ def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=str(folder)))
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except hub_errors() as error:
         reason = str(error).strip().splitlines()[0]
         raise StorageError(
             f"{folder} could not be uploaded as {repository} ({reason}); check the name and the connection, and log in "

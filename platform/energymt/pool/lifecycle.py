@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 
 from energymt.errors import EnergyUnavailable, ResourceError
@@ -17,6 +17,7 @@ from energymt.pool.supervisor import Supervisor
 
 GROUP_SECONDS = 60.0  # for the resources of a pool
 ANSWER_SECONDS = 10.0  # for the supervisor
+RESTART_SECONDS = 60.0  # for a supervisor whose process ended and is being started again
 
 
 def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
@@ -97,22 +98,28 @@ def _first_status(name: str, until: float) -> dict[str, Any]:
 
 
 def status(name: str) -> dict[str, Any]:
-    """What a pool says of itself; see `Supervisor.status`.
+    """What a pool says of itself; see `Supervisor.status`. A supervisor that is just being restarted is waited for.
 
     Raises:
         EnergyUnavailable: there is no such pool, or its supervisor does not answer.
     """
-    supervisor = actors.find(actors.supervisor_name(name))
-    if supervisor is None:
-        raise EnergyUnavailable(f"There is no energy pool {name} in this Ray: start it by `energymt pool up`.")
-    try:
-        found: dict[str, Any] = ray.get(supervisor.status.remote(), timeout=ANSWER_SECONDS)
-    except (GetTimeoutError, RayError) as error:
-        raise EnergyUnavailable(
-            f"The supervisor of the energy pool {name} does not answer ({' '.join(str(error).split())[:200]}); "
-            f"end the pool by `energymt pool down`."
-        ) from None
-    return found
+    until = time.monotonic() + RESTART_SECONDS
+    while True:
+        supervisor = actors.find(actors.supervisor_name(name))
+        if supervisor is None:
+            raise EnergyUnavailable(f"There is no energy pool {name} in this Ray: start it by `energymt pool up`.")
+        try:
+            found: dict[str, Any] = ray.get(supervisor.status.remote(), timeout=ANSWER_SECONDS)
+        except (GetTimeoutError, RayError) as error:
+            restarting = isinstance(error, ActorUnavailableError)
+            if not restarting or time.monotonic() > until:
+                raise EnergyUnavailable(
+                    f"The supervisor of the energy pool {name} does not answer "
+                    f"({' '.join(str(error).split())[:200]}); end the pool by `energymt pool down`."
+                ) from None
+            time.sleep(0.5)
+        else:
+            return found
 
 
 def names() -> list[str]:
