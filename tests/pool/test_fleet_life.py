@@ -35,6 +35,18 @@ def test_a_process_that_dies_when_first_asked_is_given_up_too() -> None:
     assert fleet.replicas[0].failures == LIMITS.starts
 
 
+def test_an_error_of_its_own_is_not_tried_for_long() -> None:
+    """Another start would raise it again; a process that was killed in between may have been another's fault."""
+    fleet = Fleet(1, LIMITS)
+    raised = iter([True, False, True, True])
+    done = live(fleet, 60.0, lambda f, a, now: f.died(0, now, "no", raised=next(raised)) if a.kind == "start" else None)
+    assert starts(done) == [0.0, 1.0, 3.0, 7.0]
+    fleet = Fleet(1, LIMITS)
+    done = live(fleet, 60.0, lambda f, a, now: f.died(0, now, "no", raised=True) if a.kind == "start" else None)
+    assert starts(done) == [0.0, 1.0]
+    assert done[-1][1] == Action("give up", 0)
+
+
 def test_the_pause_has_a_limit() -> None:
     fleet = Fleet(1, replace(LIMITS, starts=99))
     done = live(fleet, 30.0, lambda f, a, now: f.died(0, now, "no") if a.kind == "start" else None)

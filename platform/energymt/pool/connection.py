@@ -95,10 +95,16 @@ class Connection:
     """A caller of a pool, with a lease that is renewed while the process lives.
 
     Use it as a context, or call `close`; if the process dies, the lease ends by itself.
+
+    Args:
+        name: of the pool.
+        beat_seconds: between two signs of life.
+        run: that this process trains, for pools that learn: one run learns in a pool at a time.
+        options: of the `Client`.
     """
 
-    def __init__(self, name: str = "default", beat_seconds: float = 5.0, **options: Any) -> None:
-        self.transport = RayTransport(name)
+    def __init__(self, name: str = "default", beat_seconds: float = 5.0, run: str = "", **options: Any) -> None:
+        self.transport, self.run = RayTransport(name), run
         self.client = Client(self.transport, **options)
         self.label = f"{platform.node()}:{os.getpid()}"
         self.ended = threading.Event()
@@ -110,7 +116,7 @@ class Connection:
             with suppress(RayError):
                 supervisor = self.transport.supervisor
                 assert supervisor is not None
-                supervisor.beat.remote(self.client.id, self.label)
+                supervisor.beat.remote(self.client.id, self.label, self.run)
             self.ended.wait(seconds)
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ class Limits:
     backoff: float = 1.0  # before a replacement that follows a start that failed; doubles up to `longest_backoff`
     longest_backoff: float = 60.0
     starts: int = 6  # in a row that neither served nor lived for `trust`: then the pool gives the replica up
+    errors: int = 2  # in a row of them that ended in an error of its own, which another start only repeats: the same
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Member:
     lives_since: float | None = None  # when this process first had the current version
     left_over: bool = False  # dead, and its process may still be there
     failures: int = 0  # starts in a row that came to nothing
+    errors: int = 0  # of them, the last ones in a row that raised
     restarts: int = 0
     start_at: float = 0.0  # of the next process
     last_error: str = ""
@@ -167,8 +169,8 @@ class Fleet:
         else:
             self._turn(replica, State.SUSPECT, now)
 
-    def died(self, number: int, now: float, reason: str) -> None:
-        """Its process is gone, or as good as gone."""
+    def died(self, number: int, now: float, reason: str, *, raised: bool = False) -> None:
+        """Its process is gone, or as good as gone; `raised`: it never began, for its own code raised an error."""
         replica = self.replicas.get(number)
         if replica is None or replica.state == State.DEAD:
             return
@@ -176,6 +178,7 @@ class Fleet:
             replica.calm = CALM
             return
         replica.failures = 0 if self._proven(replica, now) else replica.failures + 1
+        replica.errors = replica.errors + 1 if raised else 0
         delay = self.limits.backoff * 2 ** (replica.failures - 1) if replica.failures else 0.0
         replica.start_at = now + min(delay, self.limits.longest_backoff)
         replica.last_error, replica.left_over = reason, True
@@ -237,11 +240,11 @@ class Fleet:
             if replica.left_over:
                 replica.left_over = False
                 yield Action("kill", number)
-            if replica.failures >= self.limits.starts:
+            if replica.failures >= self.limits.starts or replica.errors >= self.limits.errors:
                 yield Action("give up", number)
             elif now >= replica.start_at:
                 fresh = Member(number, State.RESTARTING, now, failures=replica.failures, last_error=replica.last_error)
-                fresh.restarts = replica.restarts + 1
+                fresh.restarts, fresh.errors = replica.restarts + 1, replica.errors
                 self.replicas[number] = fresh
                 yield Action("start", number)
 

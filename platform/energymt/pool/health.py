@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,4 @@ class Health:
     fill: float  # of the last batches' token budget, padding left out
     waits: tuple[float, ...]  # seconds in the queue of the last requests
     latencies: tuple[float, ...]  # seconds from arrival to reply
+    last: dict[str, Any] = field(default_factory=dict)  # the step that its version came of

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from energymt.pool.batcher import Batcher, Entry
+from energymt.pool.copy import LearningCopy
 from energymt.pool.health import Health
 from energymt.pool.server import DeviceError, Server
 from energymt.pool.settings import ReplicaPlan, open_estimator
@@ -45,6 +47,7 @@ class Replica:
             torch.set_num_threads(config.threads)
             server = Server(open_estimator(config), plan.name, plan.version)
         self.plan, self.server = plan, server
+        self.copy = LearningCopy(server, config) if config.learns is not None else None
         self.batcher = Batcher(config.tokens_per_batch, config.wait_ms / 1e3, config.room)
         self.futures: dict[str, asyncio.Future[Reply | Refusal]] = {}
         self.remembered: OrderedDict[str, Reply] = OrderedDict()
@@ -92,7 +95,13 @@ class Replica:
             fill=sum(self.fills) / max(1, len(self.fills)),
             waits=tuple(self.waits),
             latencies=tuple(self.latencies),
+            last={} if self.copy is None else self.copy.learner.state.last,
         )
+
+    async def learn(self, work: str, *arguments: Any) -> Any:
+        """Do a part of a learning step, between two batches; `work` is a method of `LearningCopy`."""
+        assert self.copy is not None, "this pool is static: start it with `learns`"
+        return await asyncio.get_running_loop().run_in_executor(self.thread, getattr(self.copy, work), *arguments)
 
     async def forget(self, client: str) -> int:
         """Drop what a dead caller has queued; how many requests that were."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from energymt.configuration import Section
 from energymt.errors import ConfigurationError, StorageError
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_config import Order
 from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
+from energymt.models.learning import Learns
 from energymt.pool.wire import PRECISIONS
 from energymt.storage import fetch
 
@@ -51,6 +52,20 @@ class PoolConfig(Section):
     """Time that requests may wait in a queue before another replica is started."""
     lease_seconds: PositiveFloat = 15.0
     """Without a sign of life after which a caller is dead, and what it held returns."""
+    learns: Learns | None = None
+    """What `pool.learn` may change: `head` (with the layer mix), `lora` (both, and adapters in the encoder), `all` but
+    the embeddings (one replica alone); none: the pool is static, and many runs share it."""
+    lora_rank: PositiveInt = 8
+    """Rank of the adapters."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolConfig:
+        if self.learns == "all" and max(self.replicas, self.most_replicas or 1) > 1:
+            raise ValueError(
+                f"a pool that learns all weights has one replica, and {max(self.replicas, self.most_replicas or 1)} "
+                f"are asked for: set learns to head or lora, or replicas to 1"
+            )
+        return self
 
 
 @dataclass(frozen=True)

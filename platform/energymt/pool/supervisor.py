@@ -20,11 +20,15 @@ from energymt.pool import actors
 from energymt.pool.client import View
 from energymt.pool.fleet import Action, Fleet, Limits, State, wanted_size
 from energymt.pool.health import Health
+from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState
 from energymt.pool.settings import PoolConfig
+from energymt.pool.teaching import Teaching
 
 logger = logging.getLogger(__name__)
 TICK = 0.25  # seconds between two looks at the fleet
 GRACE = 2.0  # seconds that an ended process has to go; one that is frozen never would
+NOTHING_LEARNT = -1  # the version of a replica that begins when others have learnt already
+STATIC = LearnRefusal("failed", "the pool is static: start it with `energymt pool up ... --set learns=head`")
 LINGER = 60.0  # seconds of an empty queue before a replica above the least is given back
 
 
@@ -34,6 +38,7 @@ class Lease:
 
     client: str
     label: str
+    run: str
     since: float
     seen: float
 
@@ -66,6 +71,7 @@ class Supervisor:
         self.needed = now
         self.gave_up = ""
         self.group = ray.util.get_placement_group(actors.group_name(self.name)) if self._has_group() else None
+        self.teaching = Teaching(self, self._runs, self.handles) if self.config.learns is not None else None
         self.loop: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -90,10 +96,10 @@ class Supervisor:
         """A caller waited for it in vain."""
         self.fleet.reported(replica, time.monotonic())
 
-    async def beat(self, client: str, label: str) -> None:
+    async def beat(self, client: str, label: str, run: str = "") -> None:
         """A caller lives: its lease is renewed."""
         now = time.monotonic()
-        lease = self.leases.setdefault(client, Lease(client, label, now, now))
+        lease = self.leases.setdefault(client, Lease(client, label, run, now, now))
         lease.seen = now
 
     async def leave(self, client: str) -> None:
@@ -102,6 +108,21 @@ class Supervisor:
         for number, handle in self.handles.items():
             if number in self.fleet.serving():
                 handle.forget.remote(client)
+
+    async def learn(self, part: LearnPart) -> LearnReply | LearnRefusal:
+        """Take a step together; see `teaching.Teaching`."""
+        await self.run()
+        return STATIC if self.teaching is None else await self.teaching.learn(part)
+
+    async def learnt(self) -> WireState | LearnRefusal:
+        """What was learnt so far."""
+        await self.run()
+        return STATIC if self.teaching is None else await self.teaching.state()
+
+    async def restore(self, run: str, state: WireState | None, seconds: float) -> int | LearnRefusal:
+        """Go back to a state, or to the start."""
+        await self.run()
+        return STATIC if self.teaching is None else await self.teaching.restore(run, state, seconds)
 
     async def status(self) -> dict[str, Any]:
         """Everything that `energymt pool status` shows."""
@@ -164,11 +185,13 @@ class Supervisor:
                 self.name,
                 self.config,
                 number,
-                self.fleet.version,
+                self.fleet.version if self.teaching is None or not self.fleet.version else NOTHING_LEARNT,
                 self.group if number < self.config.replicas else None,
             )
         elif action.kind == "kill":
             self._kill(number)
+        elif action.kind == "sync" and self.teaching is not None:
+            self.teaching.copies.sync(number)
         elif action.kind == "drain":
             self.handles[number].drain.remote()
         elif action.kind == "give up":
@@ -203,10 +226,12 @@ class Supervisor:
                 self.fleet.missed(number, time.monotonic())
         except RayActorError as error:
             if self.handles.get(number) is handle:
-                self.fleet.died(number, time.monotonic(), _reason(error))
+                self.fleet.died(number, time.monotonic(), _reason(error), raised=error.actor_init_failed)
         else:
             if self.handles.get(number) is handle:
                 self.health[number] = health
+                if self.teaching is not None:
+                    self.teaching.seen(number, health)
                 self.fleet.pinged(number, time.monotonic(), health.version, health.served, health.busy)
         finally:
             self.pinging.discard(number)
@@ -240,9 +265,14 @@ class Supervisor:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
+    def _runs(self) -> set[str]:
+        return {lease.run for lease in self.leases.values()}
+
     def _trouble(self) -> str:
         if self.gave_up:
             return self.gave_up
+        if self.teaching is not None and (trouble := self.teaching.copies.trouble()):
+            return trouble
         if not self.fleet.serving():
             states = ", ".join(f"{r.number} {r.state}" for r in self.fleet.replicas.values()) or "none"
             return f"replicas: {states}"

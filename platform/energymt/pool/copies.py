@@ -1,0 +1,208 @@
+"""The copies of a learning estimator, one a replica: asked for gradients, changed together, brought up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from energymt.pool.fleet import SERVING, Fleet, ReplicaState
+from energymt.pool.lessons import LearnPart, LearnRefusal, Shard, ShardGradient, WireState
+
+logger = logging.getLogger(__name__)
+PAUSE = 0.1  # seconds between two looks for a replica
+CALM = 1.0  # seconds until a replica that could not be brought up to date is tried again
+ANSWERING = (*SERVING, ReplicaState.STALE)
+CALL = 60.0  # seconds for a state to travel
+
+
+class Ground(Protocol):
+    """What a supervisor has."""
+
+    name: str
+    fleet: Fleet
+    handles: dict[int, Any]
+
+
+class RefusedError(Exception):
+    """A step that is not taken."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.refusal = LearnRefusal(reason, detail)
+
+
+class Copies:
+    """Of one pool; lives in its supervisor."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.kept: WireState | None = None  # of the present version, for replicas to come
+        self.syncing: set[int] = set()
+        self.lost = False
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def version(self) -> int:
+        """That may be served."""
+        return self.ground.fleet.version
+
+    def trouble(self) -> str:
+        """Why nothing is served, if it is for what was learnt."""
+        if not self.lost:
+            return ""
+        return (
+            f"version {self.version} was lost with all replicas that held it: restore the learner's state from the "
+            f"checkpoint of the run"
+        )
+
+    async def serving(self, until: float) -> list[int]:
+        """The replicas that can be asked, as soon as there is one."""
+        while not (found := [n for n in self.ground.fleet.serving() if n in self.ground.handles]):
+            if time.monotonic() > until:
+                raise RefusedError("unavailable", "no replica serves")
+            await asyncio.sleep(PAUSE)
+        return sorted(found)
+
+    async def release(self, version: int, ready: list[int]) -> None:
+        """From here on only this version may be served; those that prepared it switch now."""
+        self.ground.fleet.release(version, time.monotonic())
+        self.kept = None
+        await asyncio.gather(*[self._activate(number, version) for number in ready])
+        self._spawn(self._keep(version))
+
+    def sync(self, number: int) -> None:
+        """Bring a replica up to date, in the background."""
+        if number not in self.syncing:
+            self.syncing.add(number)
+            self._spawn(self._sync(number))
+
+    async def differentiate(self, shard: Shard, place: int, until: float) -> ShardGradient:
+        """The gradient of a shard, from the replica whose turn it is, or from another where that fails."""
+        tried: set[int] = set()
+        failures: list[str] = []
+        while True:
+            left = [number for number in await self.serving(until) if number not in tried]
+            if not left:
+                await asyncio.sleep(PAUSE)
+                tried.clear()
+                continue
+            number = left[place % len(left)]
+            limit = max(PAUSE, (until - time.monotonic()) / 2)
+            try:
+                found: ShardGradient = await self._ask(number, limit, "differentiate", shard)
+            except RayTaskError as error:
+                failures.append(" ".join(str(error.cause or error).split())[:200])
+                if len(failures) > 1:
+                    raise RefusedError("failed", "; ".join(failures)) from None
+                tried.add(number)
+            except (TimeoutError, RayError):
+                tried.add(number)
+            else:
+                return found
+
+    async def prepare(self, version: int, sent: Any, part: LearnPart, last: dict[str, Any], until: float) -> list[int]:
+        """The replicas that hold the new version beside the old one, all the same."""
+        numbers = self.ground.fleet.serving()
+        limit = max(PAUSE, until - time.monotonic())
+        work = [self._tried(self._ask(n, limit, "prepare", version, sent, part.options, last)) for n in numbers]
+        digests = {n: d for n, d in zip(numbers, await asyncio.gather(*work), strict=True) if d is not None}
+        if not digests:
+            raise RefusedError("unavailable", "no replica could prepare the step")
+        right = Counter(digests.values()).most_common(1)[0][0]
+        for number in [n for n, d in digests.items() if d != right]:
+            self.ground.fleet.died(number, time.monotonic(), "its learnt weights are not those of the others")
+        return [number for number, found in digests.items() if found == right]
+
+    async def _activate(self, number: int, version: int) -> None:
+        if await self._tried(self._ask(number, 30.0, "activate", version)):
+            self.ground.fleet.activated(number, version, time.monotonic())
+
+    async def _keep(self, version: int) -> None:
+        """A copy of what was learnt, for the day when all replicas end at once."""
+        try:
+            state = await self.state(version)
+        except RefusedError:
+            return
+        if version == self.version:
+            self.kept = state
+
+    async def state(self, version: int) -> WireState:
+        """Weights and moments of a version, from whoever holds it."""
+        if self.kept is not None and self.kept.version == version:
+            return self.kept
+        for number in self.ground.fleet.serving():
+            found: WireState | None = await self._tried(self._ask(number, CALL, "export"))
+            if found is not None and found.version == version:
+                return found
+        raise RefusedError("unavailable", f"no replica holds version {version}")
+
+    async def restore(self, state: WireState | None, until: float) -> WireState:
+        """Put all replicas where a state says, or where they began, under a new version; returns the state of that."""
+        version = max(self.version, 0 if state is None else state.version) + 1
+        while not (numbers := [n for n, r in self.ground.fleet.replicas.items() if r.state in ANSWERING]):
+            if time.monotonic() > until:
+                raise RefusedError("unavailable", "no replica answers")
+            await asyncio.sleep(PAUSE)
+        if state is None:
+            state = await self._tried(self._ask(numbers[0], CALL, "first", version))
+            if state is None:
+                raise RefusedError("unavailable", f"replica {numbers[0]} does not say where it began")
+        state = replace(state, version=version, last={**state.last, "version": version} if state.last else {})
+        self.ground.fleet.release(version, time.monotonic())
+        self.kept, self.lost = state, False
+        await asyncio.gather(*[self._install(number, state) for number in numbers])
+        return state
+
+    async def _install(self, number: int, state: WireState) -> None:
+        async def install() -> bool:
+            await self._ask(number, CALL, "install", state)
+            return True
+
+        if await self._tried(install()):
+            self.ground.fleet.activated(number, state.version, time.monotonic())
+
+    async def _sync(self, number: int) -> None:
+        version = self.version
+        try:
+            if await self._tried(self._ask(number, 30.0, "activate", version)):
+                self.ground.fleet.activated(number, version, time.monotonic())
+                self.lost = False
+                return
+            await self._install(number, await self.state(version))
+            self.lost = False
+        except RefusedError:
+            self.lost = not self.ground.fleet.serving() and version == self.version
+            await asyncio.sleep(CALM)
+        finally:
+            self.syncing.discard(number)
+
+    async def _ask(self, number: int, seconds: float, work: str, *arguments: Any) -> Any:
+        handle = self.ground.handles.get(number)
+        if handle is None:
+            raise RayActorError()
+        return await asyncio.wait_for(_awaited(handle.learn.remote(work, *arguments)), seconds)
+
+    async def _tried(self, work: Awaitable[Any]) -> Any | None:
+        """What a replica answers, or None if it fails: it will be looked after."""
+        try:
+            return await work
+        except (TimeoutError, RayError) as error:
+            logger.warning("A replica of pool %s failed in a step: %s", self.ground.name, str(error)[:300])
+            return None
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference

@@ -1,0 +1,189 @@
+"""How a pool learns: a step's parts are gathered, the replicas take it together, and the version counts up.
+
+    gather       the parts of (run, step) from all trainers, until a deadline
+    differentiate   a shard a replica; that of a replica which fails goes to another
+    prepare      the mean gradient to all replicas, which compute the new weights beside the old and say their digest
+    release      from here on only the new version may be served
+    activate     every replica that prepared it switches between two batches; others are brought up to date
+
+Until the release nothing has changed, and a step that fails is as if it had never been. A step that was taken is not
+taken again: the replicas remember it with their weights, so also a supervisor that was started anew knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+
+from energymt.pool.copies import PAUSE, Copies, Ground, RefusedError
+from energymt.pool.fleet import ReplicaState
+from energymt.pool.health import Health
+from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState, combine, share_out
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Round:
+    """A step whose parts are coming in."""
+
+    ends: float
+    parts: dict[int, LearnPart] = field(default_factory=dict)
+    answer: asyncio.Future[LearnReply | LearnRefusal] = field(default_factory=asyncio.Future)
+    task: asyncio.Task[None] | None = None
+
+
+class Teaching:
+    """The learning of one pool; lives in its supervisor.
+
+    Args:
+        ground: the supervisor.
+        runs: says whose trainers are alive.
+        adopted: replicas that ran before the supervisor did: what they have learnt is not known yet.
+    """
+
+    def __init__(self, ground: Ground, runs: Callable[[], Collection[str]], adopted: Collection[int]) -> None:
+        self.fleet, self.name, self.runs = ground.fleet, ground.name, runs
+        self.copies = Copies(ground)
+        self.unseen = set(adopted)
+        self.last: dict[str, Any] = {}
+        self.run = ""  # that learns here
+        self.rounds: dict[tuple[str, int], Round] = {}
+        self.turn = asyncio.Lock()
+
+    # For trainers.
+
+    async def learn(self, part: LearnPart) -> LearnReply | LearnRefusal:
+        """Wait for the other parts, and for the step."""
+        try:
+            if fault := part.fault():
+                raise RefusedError("failed", f"the part is damaged: {fault}")
+            await self._admit(part.run, time.monotonic() + part.seconds)
+            if (done := self._done(part)) is not None:
+                return done
+            entered = self._enter(part)
+        except RefusedError as error:
+            return error.refusal
+        try:
+            return await asyncio.wait_for(asyncio.shield(entered.answer), max(0.0, entered.ends - time.monotonic()))
+        except TimeoutError:
+            return self._late(part, entered)
+
+    async def state(self) -> WireState | LearnRefusal:
+        """Weights and moments of the present version, for the checkpoint of a run."""
+        try:
+            async with self.turn:
+                return await self.copies.state(self.fleet.version)
+        except RefusedError as error:
+            return error.refusal
+
+    async def restore(self, run: str, state: WireState | None, seconds: float) -> int | LearnRefusal:
+        """Put all replicas where a checkpoint says, or, without one, where they began; returns their new version."""
+        try:
+            until = time.monotonic() + seconds
+            await self._admit(run, until, fresh=False)
+            async with self.turn:
+                return await self._restore(state, until)
+        except RefusedError as error:
+            return error.refusal
+
+    def seen(self, number: int, health: Health) -> None:
+        """A replica answered. One that is ahead was active before this supervisor was: its version is the true one."""
+        self.unseen.discard(number)
+        if health.version > self.fleet.version:
+            self.fleet.release(health.version, time.monotonic())
+            self.last, self.copies.kept = health.last, None
+        elif health.version == self.fleet.version and not self.last:
+            self.last = health.last
+
+    # A step.
+
+    async def _admit(self, run: str, until: float, *, fresh: bool = True) -> None:
+        """Let one run learn at a time; a new one begins with the estimator as it was."""
+        while self.unseen & {n for n, r in self.fleet.replicas.items() if r.state == ReplicaState.RESTARTING}:
+            if time.monotonic() > until:
+                raise RefusedError("unavailable", "the replicas do not answer the new supervisor")
+            await asyncio.sleep(PAUSE)
+        owner = self.run or str(self.last.get("run", ""))
+        if owner in ("", run):
+            self.run = run
+            return
+        if owner in self.runs():
+            raise RefusedError("leased", f"the run {owner} learns in this pool: start another pool, or wait for it")
+        async with self.turn:
+            if self.run != run:
+                self.run, self.last = run, {}
+                if fresh and self.fleet.version:
+                    await self._restore(None, until)
+
+    def _done(self, part: LearnPart) -> LearnReply | None:
+        """The answer to a step that was taken already."""
+        if self.last.get("run") != part.run or part.step > self.last["step"]:
+            return None
+        if part.step < self.last["step"]:
+            raise RefusedError("past", f"step {part.step} was asked for and step {self.last['step']} was taken")
+        return LearnReply(part.run, part.step, self.last["version"], self.last["metrics"])
+
+    def _enter(self, part: LearnPart) -> Round:
+        """Add a part to its round, which begins when all are there."""
+        found = self.rounds.setdefault(part.key, Round(time.monotonic() + part.seconds))
+        for other in found.parts.values():
+            if (other.parts, other.options) != (part.parts, part.options):
+                raise RefusedError("failed", "the trainers of a step disagree on the number of parts or the options")
+        if found.task is None:
+            found.parts[part.part] = part
+            if len(found.parts) == part.parts:
+                found.task = asyncio.get_running_loop().create_task(self._take(part.key, found))
+        return found
+
+    def _late(self, part: LearnPart, found: Round) -> LearnRefusal:
+        if found.answer.done():
+            return found.answer.result()  # type: ignore[return-value]
+        if found.task is None and self.rounds.get(part.key) is found:
+            del self.rounds[part.key]
+        missing = [str(number) for number in range(part.parts) if number not in found.parts]
+        what = f"part {' and '.join(missing)} of {part.parts} did not come" if missing else "it was not taken"
+        return LearnRefusal("late", f"step {part.step} of the run {part.run}: {what} within {part.seconds:g} s")
+
+    async def _take(self, key: tuple[str, int], found: Round) -> None:
+        answer: LearnReply | LearnRefusal
+        try:
+            async with self.turn:
+                parts = [found.parts[number] for number in sorted(found.parts)]
+                answer = await self._step(parts, found.ends)
+        except RefusedError as error:
+            answer = error.refusal
+        except Exception as error:
+            logger.exception("Pool %s could not take step %s.", self.name, key)
+            answer = LearnRefusal("failed", f"{type(error).__name__}: {error}")
+        self.rounds.pop(key, None)
+        if not found.answer.done():
+            found.answer.set_result(answer)
+
+    async def _step(self, parts: list[LearnPart], until: float) -> LearnReply:
+        first, version, copies = parts[0], self.fleet.version, self.copies
+        serving = await copies.serving(until)
+        shards = share_out(parts, len(serving), version)
+        if not shards:
+            raise RefusedError("failed", "the step holds no sentence")
+        work = [copies.differentiate(shard, place, until) for place, shard in enumerate(shards)]
+        mean, metrics = combine(await asyncio.gather(*work))
+        if not np.isfinite(mean).all():
+            raise RefusedError("failed", "the gradient of the estimator is not finite; lower the learning rate")
+        last = {"run": first.run, "step": first.step, "version": version + 1, "metrics": metrics}
+        ready = await copies.prepare(version + 1, ray.put(mean), first, last, until)
+        self.last = last
+        await copies.release(version + 1, ready)
+        return LearnReply(first.run, first.step, version + 1, metrics)
+
+    async def _restore(self, state: WireState | None, until: float) -> int:
+        restored = await self.copies.restore(state, until)
+        self.last = dict(restored.last)
+        return restored.version
