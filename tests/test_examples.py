@@ -37,11 +37,12 @@ def commands() -> list[str]:
 
 
 def told(script: Path) -> list[str]:
-    """The commands that a script starts: it runs with an `energymt` that only writes them down."""
+    """The trainings that a script starts: it runs with an `energymt` that only writes commands down."""
     stubs = 'energymt() { echo energymt "$@"; }; python() { :; }; export -f energymt python; exec bash "$0"'
-    variables = {**os.environ, "ENERGYMT_RUNS": "$ENERGYMT_RUNS"}
+    variables = {**os.environ, "ENERGYMT_RUNS": "$ENERGYMT_RUNS", "ENERGYMT_DATA": "$ENERGYMT_DATA"}
+    stubs = f"mkdir() {{ :; }}; export -f mkdir; {stubs}"
     done = subprocess.run(["bash", "-c", stubs, str(script)], env=variables, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    return [line for line in done.stdout.splitlines() if line.startswith("energymt train ")]
 
 
 COMMANDS = commands()
@@ -70,6 +71,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             for language, lines in ((source_language, corpus.source), ("en", corpus.target)):
                 text = "".join(f"{segmented(line)}\n" for line in lines)
                 (data / setting / f"{name}.bpe.{language}").write_text(text, "utf-8")
+    judged = [f"{source}\t{target}\t{len(source) % 7}\n" for source, target in pairs]
+    (runs / "estimators").mkdir(parents=True)
+    for name in ("train", "dev"):
+        text = "source\ttranslation\tscore\n" + "".join(judged)
+        (runs / "estimators" / f"multi30k-{name}.tsv").write_text(text, "utf-8")
+        for pair in ("ro-en", "en-de"):
+            (data / "mlqe-pe" / pair).mkdir(parents=True, exist_ok=True)
+            with gzip.open(data / "mlqe-pe" / pair / f"{name}.tsv.gz", "wt", encoding="utf-8") as file:
+                file.write(text.replace("score", "z_mean", 1))
     lines = [line for pair in pairs for line in pair]
     plain = SentencePieceVocabulary.train(lines, 60)
     pieces = SentencePieceVocabulary.train(map(segmented, lines), 200, segmented=True, joiner="@@")
@@ -106,7 +116,8 @@ def test_the_commands_of_the_documents_can_be_run(command: str, places: dict[str
     trainable, file = arguments[1], arguments[arguments.index("--config") + 1]
     assert f"trainable      {trainable}\n" in done.out
     assert re.search(rf"within limits +{PAIRS} pairs \(0 are too long", done.out)
-    wanted = {"supervised": "transformer|recurrent"}.get(trainable, "masked|tagger")
+    families = {"supervised": "transformer|recurrent", "estimator": "estimator"}
+    wanted = families.get(trainable, "masked|tagger")
     assert re.search(rf"model +({wanted}), [\d,]+ parameters", done.out)
     assert "Nothing was trained and nothing was written." in done.out
     if "multi30k" not in file and trainable == "supervised":  # the paper's size: 6 + 6 layers of width 512

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from energymt.commands import environment, models, pool, training, translation
+from energymt.commands import data, environment, estimation, models, pool, training, translation
 from energymt.errors import EnergymtError, StorageError
 
 INTERRUPTED = 130
@@ -42,9 +42,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (training.COMMANDS, translation.COMMANDS, environment.COMMANDS):
+for commands in (training.COMMANDS, translation.COMMANDS, estimation.COMMANDS, environment.COMMANDS):
     for command in commands:
         app.command()(command)
+app.add_typer(data.app, name="data", help="Judge translators' outputs, to train an estimator on.")
 app.add_typer(models.app, name="models", help="Import, average, export and publish models.")
 app.add_typer(pool.app, name="pool", help="The energy pool: actors that serve scores and gradients.")
 app.add_typer(environment.config_app, name="config", help="Show what a trainable can be told.")

@@ -53,6 +53,9 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
+    rates: dict[str, PositiveFloat] = {}
+    """Factors of the learning rate for parameters whose names begin so (the longest such beginning counts), for example
+    {encoder.: 0.07}."""
     schedule: Literal["inverse_sqrt", "constant", "linear"] = "inverse_sqrt"
     """After the warm-up: falls with 1/√step, stays, or falls linearly to 0 at the last step."""
     warmup_steps: int = Field(default=1000, ge=0)

@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from torch import nn
 
 from energymt.configuration import OptimizerConfig, TrainingConfig
-from energymt.errors import DivergenceError
-from energymt.models.translator import TranslationModel
+from energymt.errors import ConfigurationError, DivergenceError
+from energymt.models.network import Network
 from energymt.records import Batch, Step, Term
 
 
 def optimise(
     step: Step,
-    model: TranslationModel,
+    model: Network,
     optimizer: torch.optim.Optimizer,
     fabric: Fabric,
     config: TrainingConfig,
@@ -52,7 +53,7 @@ def optimise(
     if not math.isfinite(norm):
         raise DivergenceError(f"The gradient is not finite at step {number + 1}: {_advice(number)}")
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     optimizer.step()
     reduced = _sum_over_workers(fabric, list(sums.values()))
     means = {name: value / totals[name] for name, value in zip(step.terms, reduced, strict=True) if totals[name] > 0}
@@ -94,14 +95,32 @@ def _target_tokens(step: Step, fabric: Fabric) -> float:
     return _sum_over_workers(fabric, [tokens])[0]
 
 
-def make_optimizer(model: TranslationModel, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and other vectors are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def make_optimizer(model: Network, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and other vectors are not decayed.
+
+    Raises:
+        ConfigurationError: `rates` names no parameter that is trained.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    unused = set(config.rates)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        prefixes = [prefix for prefix in config.rates if name.startswith(prefix)]
+        unused -= set(prefixes)
+        factor = config.rates[max(prefixes, key=len)] if prefixes else 1.0
+        groups.setdefault((parameter.ndim > 1, factor), []).append(parameter)
+    if unused:
+        known = sorted({name.partition(".")[0] + "." for name, p in model.named_parameters() if p.requires_grad})
+        raise ConfigurationError(
+            f"optimizer.rates names {min(unused)!r}, and no trained parameter begins so; they begin with "
+            f"{', '.join(known)}"
+        )
+    listed = [
+        {"params": parameters, "weight_decay": config.weight_decay if matrix else 0.0, "factor": factor}
+        for (matrix, factor), parameters in groups.items()
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-9)
+    return torch.optim.AdamW(listed, lr=config.learning_rate, betas=config.betas, eps=1e-9)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -99,6 +99,7 @@ def start(name: str, config: TrainingConfig, *, seed_everything: bool = True) ->
     """Device and trainable, ready for the loop; initial weights are a function of the seed."""
     import torch
 
+    from energymt.models import TranslationModel
     from energymt.preparation import require_room
 
     fabric = make_fabric(config)
@@ -106,7 +107,8 @@ def start(name: str, config: TrainingConfig, *, seed_everything: bool = True) ->
     if seed_everything:
         torch.manual_seed(config.seed)
     trainable: Trainable = load_trainable(name).TRAINABLE(config)
-    require_room(trainable.plan.encoded, config, "train", trainable.model)
+    if isinstance(trainable.model, TranslationModel):  # an estimator cuts off what is too long, as COMET does
+        require_room(trainable.plan.encoded, config, "train", trainable.model)
     return fabric, trainable
 
 

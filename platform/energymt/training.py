@@ -25,7 +25,7 @@ from energymt.checkpoints import Checkpoints, Progress
 from energymt.configuration import TrainingConfig
 from energymt.data.batching import StepPlan
 from energymt.errors import DivergenceError
-from energymt.models.translator import TranslationModel
+from energymt.models.network import Network
 from energymt.optimisation import learning_rate, make_optimizer, optimise
 from energymt.records import Step, StepBatch
 
@@ -38,7 +38,7 @@ class Trainable(Protocol):
     METRIC: str
     HIGHER_IS_BETTER: bool
     config: TrainingConfig
-    model: TranslationModel
+    model: Network
     plan: StepPlan
 
     def steps(self, batch: StepBatch) -> Iterator[Step]:

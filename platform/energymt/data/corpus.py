@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from energymt.data.formats import Records, pick, read_hub, read_jsonl, read_text, read_tsv
+from energymt.data.formats import Records, find, pick, read_hub, read_jsonl, read_text, read_tsv
 from energymt.errors import ConfigurationError, DataError
 
 HUB = "hub:"
@@ -83,19 +84,32 @@ def read_corpus(config: DataConfig, *, need_target: bool = True) -> Corpus:
         ConfigurationError: a format that cannot be told, or keys that do not go together.
         DataError: a missing, cut, malformed or empty file; the sentence names file and line.
     """
+    return read_columns(config, need_target=need_target)[0]
+
+
+def read_columns(
+    config: DataConfig, extra: Sequence[str] = (), *, need_target: bool = True
+) -> tuple[Corpus, dict[str, list[tuple[str, Any]]]]:
+    """The text, and what stands beside it in other columns: for each of them a place and a raw value a row."""
     kind = _format(config)
     source, target = _names(config, kind, need_target)
+    if extra and kind == "text":
+        raise ConfigurationError(f"{config.path} is plain text without columns: it has no {extra[0]!r}; use TSV.")
     sources: list[str] = []
     targets: list[str] = []
-    for place, record in islice(_records(config, kind, [source] if target is None else [source, target]), config.rows):
+    beside: dict[str, list[tuple[str, Any]]] = {name: [] for name in extra}
+    wanted = [source, *([] if target is None else [target]), *beside]
+    for place, record in islice(_records(config, kind, wanted), config.rows):
         sources.append(pick(record, source, place))
         if target is not None:
             targets.append(pick(record, target, place))
+        for name in beside:  # a name may be asked for twice
+            beside[name].append((place, find(record, name, place)))
     if not sources:
         raise DataError(f"{config.path} holds no sentence; check that it was written to its end.")
     shown = config.target_path if kind == "text" else f"{source} → {target}" if target else source
     origin = f"{config.path} ({shown})" if shown else config.path
-    return Corpus(sources, None if target is None else targets, origin, config.segmented)
+    return Corpus(sources, None if target is None else targets, origin, config.segmented), beside
 
 
 def _format(config: DataConfig) -> str:

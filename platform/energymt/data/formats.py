@@ -97,11 +97,7 @@ def pick(record: dict[str, Any], name: str, place: str) -> str:
     Raises:
         DataError: no such name (the nearest is named), something else than text, an empty text, broken Unicode.
     """
-    value: Any = record
-    for part in [name] if name in record else name.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise DataError(missing_column(place, name, part, list(value) if isinstance(value, dict) else []))
-        value = value[part]
+    value = find(record, name, place)
     if not isinstance(value, str):
         raise DataError(f"{place}: column {name!r} holds {type(value).__name__} instead of text; name another column.")
     if re.search("[\ud800-\udfff]", value):
@@ -110,6 +106,16 @@ def pick(record: dict[str, Any], name: str, place: str) -> str:
     if not text:
         raise DataError(f"{place}: column {name!r} is empty; remove the pair, or fill it.")
     return text
+
+
+def find(record: dict[str, Any], name: str, place: str) -> Any:
+    """What stands under a name, or under `outer.inner`; a DataError names the nearest if there is no such name."""
+    value: Any = record
+    for part in [name] if name in record else name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise DataError(missing_column(place, name, part, list(value) if isinstance(value, dict) else []))
+        value = value[part]
+    return value
 
 
 def missing_column(place: str, name: str, part: str, known: Sequence[str]) -> str:

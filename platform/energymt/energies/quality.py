@@ -10,8 +10,6 @@ its own tokens around it.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
@@ -24,15 +22,6 @@ from energymt.operators import Noise
 from energymt.records import Prediction, SoftTarget, Source
 
 QUALITY_STREAM = 2  # Gumbel noise of its own; 0 and 1 are those of an autoregressive energy beside it
-
-
-class BridgedEstimator(Estimator, Protocol):
-    """An estimator that also says which tokens its table is of."""
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """One token for each row of `table_VD`."""
-        ...
 
 
 class QualityEnergy:
@@ -52,7 +41,7 @@ class QualityEnergy:
     unit = "negative quality score"
 
     def __init__(
-        self, estimator: BridgedEstimator, vocabulary: Vocabulary, feed: str = "ST", least_coverage: float = 0.95
+        self, estimator: Estimator, vocabulary: Vocabulary, feed: str = "ST", least_coverage: float = 0.95
     ) -> None:
         operators.operator(feed)
         if isinstance(estimator, nn.Module):

@@ -15,6 +15,7 @@ Axes of this room: J positions of an encoder's input, special tokens included; N
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from energymt.data.hub import HubVocabulary
+from energymt.data.vocabulary import Vocabulary
 from energymt.errors import ConfigurationError, DataError
 from energymt.models.estimator_config import ACTIVATIONS, FEATURES, SEVERITIES, EstimatorConfig, Order, require_fit
 from energymt.models.layer_mix import POOLS, LayerMix
+from energymt.models.network import Network
 from energymt.records import SoftTarget, Source
 
 Segment = tuple[Tensor, Tensor]
@@ -33,6 +36,11 @@ Segment = tuple[Tensor, Tensor]
 
 class Estimator(Protocol):
     """Scores relaxed translations, here or somewhere else: nobody who calls it can tell."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its own, which the rows of `table_VD` belong to."""
+        ...
 
     @property
     def table_VD(self) -> Tensor:
@@ -44,8 +52,8 @@ class Estimator(Protocol):
         ...
 
 
-class QualityEstimator(nn.Module):
-    """A checkpoint of the COMET family; `energymt.models.estimator_folder.load_estimator` reads one.
+class QualityEstimator(Network):
+    """An estimator of the COMET family; `energymt.models.estimator_folder.load_estimator` reads one.
 
     Args:
         config: of the checkpoint.
@@ -59,11 +67,16 @@ class QualityEstimator(nn.Module):
         ConfigurationError: a layer that the encoder has not, or parts that do not belong together.
     """
 
+    architecture = "estimator"
+    FILE = "estimator.json"
+    vocabulary: HubVocabulary
+
     def __init__(
         self, config: EstimatorConfig, encoder: PreTrainedModel, vocabulary: HubVocabulary, order: Order = "comet"
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.order = config, vocabulary, order
+        self.learns_embeddings = False  # only one that is trained from scratch does: who mixes rows has a copy of them
         require_fit(config, encoder, vocabulary, order)
         layers, width = encoder.config.num_hidden_layers + 1, encoder.config.hidden_size
         self.encoder = encoder
@@ -75,9 +88,21 @@ class QualityEstimator(nn.Module):
 
     @property
     def table_VD(self) -> Tensor:
-        """The word embeddings, one row a token of the vocabulary; they are frozen, also in training."""
+        """The word embeddings, one row a token of the vocabulary, for whoever mixes them."""
+        return self._rows_VD.detach()
+
+    @property
+    def _rows_VD(self) -> Tensor:
+        """The same rows, as a parameter where they are learnt."""
         weight: Tensor = self.encoder.get_input_embeddings().weight
-        return weight[: self.vocabulary.size].detach()
+        rows_VD = weight[: self.vocabulary.size]
+        return rows_VD if self.learns_embeddings else rows_VD.detach()
+
+    def save(self, folder: Path) -> None:
+        """Write everything that `load_estimator` reads."""
+        from energymt.models.estimator_folder import write_estimator
+
+        write_estimator(folder, self.config, self.encoder.config, self.state_dict(), self.vocabulary)
 
     @property
     def longest(self) -> int:
@@ -120,26 +145,26 @@ class QualityEstimator(nn.Module):
 
     def lookup(self, ids_BL: Tensor) -> Tensor:
         """The embeddings [B, L, D] of token ids."""
-        return nn.functional.embedding(ids_BL, self.table_VD)
+        return nn.functional.embedding(ids_BL, self._rows_VD)
 
     def join(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """<s> first </s></s> second </s>, padded at the end: embeddings [B, J, D] and mask [B, J].
 
         Every text is cut at `longest_text`, and the whole at `longest`, as COMET does.
         """
-        table_VD, words, rows = self.table_VD, self.vocabulary, len(segments[0][0])
+        rows_VD, words, rows = self._rows_VD, self.vocabulary, len(segments[0][0])
         parts: list[Segment] = []
         for number, (emb_BLD, mask_BL) in enumerate(segments):
             kept_BL = mask_BL & (mask_BL.cumsum(1) <= self.longest_text)
             opening = self._marker(words.eos_id if number else words.bos_id, rows)
-            parts += [opening, (emb_BLD.to(table_VD), kept_BL), self._marker(words.eos_id, rows)]
+            parts += [opening, (emb_BLD.to(rows_VD), kept_BL), self._marker(words.eos_id, rows)]
         emb_BJD, mask_BJ = torch.cat([emb for emb, _ in parts], 1), torch.cat([mask for _, mask in parts], 1)
         # Real positions move to the left, in their order; what stands behind them is padding, whatever it was.
         width = min(self.longest, int(mask_BJ.sum(1).max()))
         places_BJ = (~mask_BJ).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         mask_BJ = mask_BJ.gather(1, places_BJ)
         emb_BJD = emb_BJD.gather(1, places_BJ.unsqueeze(-1).expand(-1, -1, emb_BJD.shape[-1]))
-        return torch.where(mask_BJ.unsqueeze(-1), emb_BJD, table_VD[words.pad_id]), mask_BJ
+        return torch.where(mask_BJ.unsqueeze(-1), emb_BJD, rows_VD[words.pad_id]), mask_BJ
 
     def states(self, emb_BJD: Tensor, mask_BJ: Tensor) -> Sequence[Tensor]:
         """The N states [B, J, D] of an input padded at the end, numbered as the encoder numbers token ids."""
@@ -170,7 +195,7 @@ class QualityEstimator(nn.Module):
         return POOLS[self.config.pool](pooled_BJD, mask_BJ), labels_BJC
 
     def _marker(self, token_id: int, rows: int) -> Segment:
-        emb_B1D = self.table_VD[token_id].expand(rows, 1, -1)
+        emb_B1D = self._rows_VD[token_id].expand(rows, 1, -1)
         return emb_B1D, torch.ones(rows, 1, dtype=torch.bool, device=emb_B1D.device)
 
     def _source_segment(self, source: Source) -> Segment:

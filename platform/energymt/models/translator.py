@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from energymt import __version__
-from energymt.data.vocabulary import Vocabulary
-from energymt.errors import ConfigurationError, StorageError
-from energymt.folders import atomic_folder, write_manifest
+from energymt.errors import ConfigurationError
+from energymt.models.network import Network
 from energymt.models.publishing import push_folder
 from energymt.records import Source
 
@@ -51,11 +49,10 @@ class State(Protocol):
         ...
 
 
-class TranslationModel(nn.Module, ABC):
-    """A network with a vocabulary, kept in a folder of safetensors, JSON and the vocabulary's own files."""
+class TranslationModel(Network):
+    """A translator, autoregressive or not."""
 
-    architecture: ClassVar[str]
-    vocabulary: Vocabulary
+    FILE = ARCHITECTURE_FILE
 
     @abstractmethod
     def encode(self, source: Source) -> Memory:
@@ -64,10 +61,6 @@ class TranslationModel(nn.Module, ABC):
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """What `load_translator` needs besides weights and vocabulary, as JSON."""
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     @property
     def longest(self) -> int | None:
@@ -91,23 +84,6 @@ class TranslationModel(nn.Module, ABC):
         text = json.dumps({"architecture": self.architecture, "config": self.description()}, indent=2, sort_keys=True)
         (folder / ARCHITECTURE_FILE).write_text(text + "\n", encoding="utf-8")
         self.vocabulary.save(folder)
-
-    def save_pretrained(self, folder: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write a model folder that is whole or not there, with its manifest; a model that stands there is replaced.
-
-        Args:
-            folder: where.
-            provenance: what the manifest says of the model's origin.
-
-        Raises:
-            StorageError: the folder holds something else than a model, or cannot be written.
-        """
-        folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / ARCHITECTURE_FILE).is_file():
-            raise StorageError(f"{folder} holds other files than a model; name a new folder.")
-        with atomic_folder(folder) as part:
-            self.save(part)
-            write_manifest(part, {"energymt": __version__, **(provenance or {})})
 
     @classmethod
     def from_pretrained(cls, address: Path | str) -> Self:

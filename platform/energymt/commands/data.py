@@ -1,0 +1,55 @@
+"""`energymt data judge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from energymt.errors import ConfigurationError
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def data() -> None:
+    """Make data of data."""
+
+
+@app.command()
+def judge(
+    models: Annotated[list[str], typer.Argument(help="Addresses of translators.")],
+    data: Annotated[str, typer.Option("--data", "-d", help="Pairs to translate: TSV, JSONL or source text.")],
+    output: Annotated[Path, typer.Option(help="TSV file to write: source, translation, score, reference, system.")],
+    source: Annotated[str | None, typer.Option(help="Column of the source text.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of the references.")] = None,
+    target_path: Annotated[str | None, typer.Option(help="File of references, for a pair of text files.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Only this many pairs from the start.")] = None,
+    damage: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Also a version of each translation with this share of damaged words."),
+    ] = None,
+    beam: Annotated[int, typer.Option(min=1, help="Beam of an autoregressive model.")] = 1,
+    iterations: Annotated[int, typer.Option(min=1, help="Mask-predict iterations of a CMLM.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the damage.")] = 1,
+) -> None:
+    """Judge translators' own outputs by sentence chrF: training data of `energymt train estimator`."""
+    from energymt.console import plain
+    from energymt.data.corpus import DataConfig, read_corpus
+    from energymt.decoding.translate import DecodingOptions
+    from energymt.folders import write_atomically
+    from energymt.judging import COLUMNS
+    from energymt.judging import judge as judged
+
+    if not output.absolute().parent.is_dir():
+        raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
+    corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, rows=rows))
+    options = DecodingOptions(beam=beam, length_beam=1, iterations=iterations)
+    lines = ["\t".join(COLUMNS)]
+    for line in judged(models, corpus, options, damage or (), seed):
+        lines.append(str(line))
+        if len(lines) % 5000 == 1:
+            plain(f"{len(lines) - 1:,} translations judged ({line.system})")
+    write_atomically(output, "\n".join(lines) + "\n")
+    typer.echo(f"{output} holds {len(lines) - 1:,} judged translations of {len(corpus):,} sentences.")
