@@ -1,5 +1,7 @@
-"""An estimator that can be slowed down from outside, process by process."""
+"""Estimators that can be slowed down from outside, or made to die at one point, process by process."""
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ def brake(process: int) -> Path:
     return runs_root() / f"brake-{process}"
 
 
+def trap(process: int) -> Path:
+    """While this file is there, that process is killed when it is to put prepared weights in place."""
+    return runs_root() / f"brake-trap-{process}"
+
+
 def braked() -> QualityEstimator:
     """The tiny COMET-KIWI, with a brake."""
-    import os
-
     estimator = estimators.estimator("kiwi")
     forward = estimator.forward
 
@@ -29,3 +34,18 @@ def braked() -> QualityEstimator:
 
     estimator.forward = slowly  # type: ignore[method-assign]
     return estimator
+
+
+def trapped() -> QualityEstimator:
+    """The same, in a process that can be trapped."""
+    from energymt.pool.copy import LearningCopy
+
+    activate = LearningCopy.activate
+
+    def deadly(self: LearningCopy, version: int) -> bool:
+        if trap(os.getpid()).is_file():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return activate(self, version)
+
+    LearningCopy.activate = deadly  # type: ignore[method-assign]
+    return braked()
