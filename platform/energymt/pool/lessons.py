@@ -200,7 +200,7 @@ def save_state(state: WireState, folder: Path) -> None:
     """Write a state beside the checkpoint of a run."""
     with atomic_folder(folder) as part:
         safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(a) for name, a in state.arrays.items()}, part / STATE_FILE
+            {name: np.asarray(a, order="C") for name, a in state.arrays.items()}, part / STATE_FILE
         )
         (part / LAST_FILE).write_text(json.dumps({"version": state.version, "last": state.last}), encoding="utf-8")
         write_manifest(part, {"version": state.version})
