@@ -7,11 +7,12 @@ export ENERGYMT_RUNS="${ENERGYMT_RUNS:-$PWD/runs}"
 out="$ENERGYMT_RUNS/estimators"
 mkdir -p "$out"
 
-# Outputs of a teacher, a CMLM and a tagger, as they are and with a fifth of their words damaged, judged by chrF.
+# Outputs of a teacher, a CMLM and a tagger, as they are and with a fifth of their words damaged, judged by chrF; some
+# of them given to other sources, and some cut.
 for split in train:train val:dev test_2016_flickr:test; do
     [[ -e "$out/multi30k-${split##*:}.tsv" ]] || energymt data judge \
         "$ENERGYMT_RUNS/multi30k/teacher/model" "$ENERGYMT_RUNS/multi30k/masked/model" \
-        "$ENERGYMT_RUNS/multi30k/tagger/model" --damage 0.2 --output "$out/multi30k-${split##*:}.tsv" \
+        "$ENERGYMT_RUNS/multi30k/tagger/model" --damage 0.2 --unrelated 0.3 --cut 0.3 --output "$out/multi30k-${split##*:}.tsv" \
         --data "$ENERGYMT_DATA/multi30k/${split%%:*}.tsv.gz" --source de --target en
 done
 for name in multi30k mlqe-ro-en mlqe-en-de; do

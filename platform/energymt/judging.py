@@ -36,16 +36,28 @@ class JudgedLine:
 
 
 def judge(
-    addresses: Sequence[str], corpus: Corpus, options: DecodingOptions, damage: Sequence[float], seed: int
+    addresses: Sequence[str],
+    corpus: Corpus,
+    options: DecodingOptions,
+    damage: Sequence[float] = (),
+    seed: int = 1,
+    *,
+    unrelated: float = 0.0,
+    cut: float = 0.0,
 ) -> Iterator[JudgedLine]:
     """Translations of `corpus` by each model, each of them also damaged; empty translations are left out.
+
+    What a translator hardly ever does, an estimator must see too, or it will not know that it is bad: a fluent sentence
+    that translates something else, and a good one that stops half-way.
 
     Args:
         addresses: of translators.
         corpus: with references.
         options: of decoding.
         damage: shares of words to damage, one more version of every translation for each different one.
-        seed: of the damage.
+        seed: of all draws.
+        unrelated: share of the sources that also get the translation of another one.
+        cut: share of the sources that also get the beginning of their translation alone.
     """
     assert corpus.target is not None
     metric = CHRF()
@@ -56,11 +68,28 @@ def judge(
         words = sorted({word for text in references for word in text.split()})
         # On one line and without tabs, whatever a model writes.
         found = [" ".join(best[0].split()) for best, *_ in Translator(model, options).translate(corpus.source)]
-        for share in dict.fromkeys((0.0, *damage)):
+        versions = {address: found}
+        for share in dict.fromkeys(share for share in damage if share > 0):
             random = np.random.default_rng([seed, number, round(share * 1e6)])
-            system = address if not share else f"{address} ({share:.0%} damaged)"
-            for source, output, reference in zip(corpus.source, found, references, strict=True):
-                translation = corrupt(output, share, words, random) if share else output
+            versions[f"{address} ({share:.0%} damaged)"] = [corrupt(text, share, words, random) for text in found]
+        random = np.random.default_rng([seed, number])
+        versions[f"{address} (unrelated)"] = [_other(row, found, unrelated, random) for row in range(len(found))]
+        versions[f"{address} (cut)"] = [_beginning(text, cut, random) for text in found]
+        for system, translations in versions.items():
+            for source, translation, reference in zip(corpus.source, translations, references, strict=True):
                 if translation:
                     score = metric.sentence_score(translation, [reference]).score / 100
                     yield JudgedLine(source, translation, score, reference, system)
+
+
+def _other(row: int, texts: Sequence[str], share: float, random: np.random.Generator) -> str:
+    """Another of the texts, with this probability; else nothing."""
+    other = texts[(row + 1 + int(random.integers(max(1, len(texts) - 1)))) % len(texts)]
+    return other if random.random() < share and other != texts[row] else ""
+
+
+def _beginning(text: str, share: float, random: np.random.Generator) -> str:
+    """The first words of a text, one at least and not all, with this probability; else nothing."""
+    words = text.split()
+    length = int(random.integers(1, max(2, len(words))))
+    return " ".join(words[:length]) if random.random() < share and len(words) > 1 else ""

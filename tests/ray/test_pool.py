@@ -2,6 +2,9 @@
 
 import math
 import pickle
+import re
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch
 from energymt.errors import EnergyUnavailable, ResourceError, StorageError
 from energymt.models.estimator import QualityEstimator
 from energymt.pool.settings import PoolConfig
+from energymt.pool.telemetry import WORDS
 from energymt.records import SoftTarget, Source
 from tests import estimators
 
@@ -30,7 +34,7 @@ def pool(local_ray: Path) -> Iterator[Any]:
         config = PoolConfig(
             **{"estimator": str(estimators.converted("kiwi")), "cpus": 0.25, "ping_seconds": 0.5, **settings}
         )
-        found = lifecycle.up(name, config, wait=120.0)
+        found = lifecycle.up(name, config, wait=240.0)
         started.append(name)
         return found
 
@@ -141,6 +145,24 @@ def test_an_estimator_that_does_not_load(pool: Any, tmp_path: Path) -> None:
     with pytest.raises(EnergyUnavailable, match=r"does not start .*no weights today"):
         pool("broken", estimator="tests.ray.test_pool:refuse")
     assert "broken" not in lifecycle.names()
+
+
+def test_its_numbers_are_metrics_of_ray(pool: Any) -> None:
+    """As Prometheus reads them, from the port that Ray exports on loopback."""
+    import ray
+
+    pool("measured")
+    [node] = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    assert node["NodeManagerAddress"] == "127.0.0.1"
+    until, found = time.monotonic() + 60.0, {}
+    while time.monotonic() < until and found.get("serving") != 1.0:
+        time.sleep(1.0)
+        with urllib.request.urlopen(address, timeout=10.0) as answer:
+            lines = re.findall(r'^ray_energymt_pool_(\w+)\{.*pool="measured".*\} (\S+)$', answer.read().decode(), re.M)
+        found = {name: float(value) for name, value in lines}
+    assert found.keys() == WORDS.keys()
+    assert (found["serving"], found["version"]) == (1.0, 0.0)
 
 
 def test_what_ends_leaves_nothing(pool: Any, local_ray: Path) -> None:

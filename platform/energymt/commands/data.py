@@ -30,6 +30,12 @@ def judge(
         list[float] | None,
         typer.Option(min=0, max=1, help="Also a version of each translation with this share of damaged words."),
     ] = None,
+    unrelated: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the sources that also get the translation of another one.")
+    ] = 0.0,
+    cut: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the sources that also get the beginning of theirs alone.")
+    ] = 0.0,
     beam: Annotated[int, typer.Option(min=1, help="Beam of an autoregressive model.")] = 1,
     iterations: Annotated[int, typer.Option(min=1, help="Mask-predict iterations of a CMLM.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the damage.")] = 1,
@@ -47,7 +53,7 @@ def judge(
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, rows=rows))
     options = DecodingOptions(beam=beam, length_beam=1, iterations=iterations)
     lines = ["\t".join(COLUMNS)]
-    for line in judged(models, corpus, options, damage or (), seed):
+    for line in judged(models, corpus, options, damage or (), seed, unrelated=unrelated, cut=cut):
         lines.append(str(line))
         if len(lines) % 5000 == 1:
             plain(f"{len(lines) - 1:,} translations judged ({line.system})")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from energymt.commands.training import Settings
+from energymt.commands.training import Settings, Tracking
 
 app = typer.Typer(no_args_is_help=True)
 
+RECORD_SECONDS = 5.0  # between two points of a recorded pool
 Name = Annotated[str, typer.Option(help="Name of the pool.")]
 
 
@@ -33,11 +37,17 @@ def up(
     """
     from energymt.configuration import read_config
     from energymt.pool import ground, lifecycle
-    from energymt.pool.settings import PoolConfig
+    from energymt.pool.settings import PoolConfig, find_estimator
 
     config = read_config(PoolConfig, None, [f"estimator={estimator}", f"replicas={replicas}", *(settings or ())])
+    find_estimator(config)  # before a Ray is started for it
     ground.start_or_join(cpus)
-    found = lifecycle.up(name, config)
+    try:
+        found = lifecycle.up(name, config)
+    except BaseException:
+        if not lifecycle.names():
+            ground.end()
+        raise
     typer.echo(f"The energy pool {name} is up: {len(found['replicas'])} replica(s) of {found['estimator']}.")
     typer.echo("Look at it by `energymt pool status`, end it by `energymt pool down`.", err=True)
     return 0
@@ -48,34 +58,78 @@ def status(
     name: Name = "default",
     watch: Annotated[bool, typer.Option("--watch", help="Show it live until Ctrl-C.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file instead.")] = None,
+    record: Annotated[
+        str | None, typer.Option(help="Name of an MLflow run that gets the numbers too; with --watch, all the time.")
+    ] = None,
+    tracking: Tracking = None,
 ) -> int:
     """Version, queues, batch fill, waiting times, restarts and leases of a pool."""
-    import time
+    from energymt.pool import ground
 
-    from energymt.pool import ground, lifecycle, table
+    ground.join()  # says at once that there is none; what follows takes seconds to import
+    from energymt.pool import lifecycle, table
 
-    ground.join()
     found = lifecycle.status(name)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        return 0
-    if not watch:
-        table.show(found)
-        return 0
+    with recording(name, record, tracking) as keep:
+        keep(found)
+        if json_file is not None:
+            json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        elif not watch:
+            table.show(found)
+        else:
+            _watch(name, found, keep)
+    return 0
+
+
+def _watch(name: str, found: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
     from rich.live import Live
+
+    from energymt.pool import lifecycle, table
 
     with Live(table.render(found), refresh_per_second=4) as live:
         while True:
             time.sleep(1.0)
-            live.update(table.render(lifecycle.status(name)))
+            found = lifecycle.status(name)
+            live.update(table.render(found))
+            keep(found)
+
+
+@contextmanager
+def recording(pool: str, run: str | None, tracking: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes what it is given to an MLflow run, at most every few seconds."""
+    if run is None:
+        yield lambda found: None
+        return
+    from energymt.pool.telemetry import numbers
+    from energymt.storage import runs_root
+    from energymt.tracking import open_tracker
+
+    tracker = open_tracker(tracking, "energymt-pools", run, runs_root() / "pools" / run)
+    tracker.tags({"pool": pool})
+    last = -RECORD_SECONDS
+
+    def keep(found: dict[str, Any]) -> None:
+        nonlocal last
+        if found["seconds"] - last >= RECORD_SECONDS:
+            last = found["seconds"]
+            tracker.metrics({f"pool/{key}": value for key, value in numbers(found).items()}, int(last))
+
+    try:
+        yield keep
+    finally:
+        left = tracker.finish("FINISHED")
+        if left:
+            typer.echo(left, err=True)
 
 
 @app.command("down")
 def down(name: Name = "default") -> int:
     """End a pool; with the last pool of this machine, also the Ray that `pool up` started."""
-    from energymt.pool import ground, lifecycle
+    from energymt.pool import ground
 
     ground.join()
+    from energymt.pool import lifecycle
+
     ended = lifecycle.down(name)
     left = lifecycle.names()
     last = not left and ground.end()

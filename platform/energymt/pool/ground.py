@@ -81,13 +81,20 @@ def start_or_join(cpus: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         runtime.start()
         return
-    head = find_head() or _start(cpus)
-    _connect(head.address)
+    head = find_head()
+    started = head is None
+    head = head or _start(cpus)
+    try:
+        _connect(head.address, START_SECONDS if started else 0.0)
+    except BaseException:
+        if started:
+            end()
+        raise
 
 
 def end() -> bool:
-    """End the Ray that `pool up` started; whether there was one."""
-    head = find_head()
+    """End the Ray that `pool up` started and this process has joined; whether there was one."""
+    head = None if os.environ.get("RAY_ADDRESS") else find_head()
     if head is None:
         return False
     import ray
@@ -103,8 +110,17 @@ def end() -> bool:
     return True
 
 
-def _connect(address: str) -> None:
-    runtime.start(address, runtime_env=runtime.runtime_environment(local=True))
+def _connect(address: str, patience: float = 0.0) -> None:
+    """Join; a head whose port answers may not have its node yet, for which Ray itself waits half a minute."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            runtime.start(address, runtime_env=runtime.runtime_environment(local=True))
+            return
+        except ResourceError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.2)
 
 
 def _start(cpus: int | None) -> Head:

@@ -50,6 +50,8 @@ class PoolConfig(Section):
     """Between two pings of a replica, and the time to answer one."""
     aim_wait_ms: PositiveFloat = 250.0
     """Time that requests may wait in a queue before another replica is started."""
+    linger_seconds: PositiveFloat = 60.0
+    """Without a request after which a replica above the fewest is given back."""
     lease_seconds: PositiveFloat = 15.0
     """Without a sign of life after which a caller is dead, and what it held returns."""
     learns: Learns | None = None

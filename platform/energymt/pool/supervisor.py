@@ -23,13 +23,14 @@ from energymt.pool.health import Health
 from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState
 from energymt.pool.settings import PoolConfig
 from energymt.pool.teaching import Teaching
+from energymt.pool.telemetry import Gauges, numbers
 
 logger = logging.getLogger(__name__)
 TICK = 0.25  # seconds between two looks at the fleet
 GRACE = 2.0  # seconds that an ended process has to go; one that is frozen never would
+PUBLISH = 5.0  # seconds between two readings for Ray's metrics
 NOTHING_LEARNT = -1  # the version of a replica that begins when others have learnt already
 STATIC = LearnRefusal("failed", "the pool is static: start it with `energymt pool up ... --set learns=head`")
-LINGER = 60.0  # seconds of an empty queue before a replica above the least is given back
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Supervisor:
         self.gave_up = ""
         self.group = ray.util.get_placement_group(actors.group_name(self.name)) if self._has_group() else None
         self.teaching = Teaching(self, self._runs, self.handles) if self.config.learns is not None else None
+        self.gauges, self.published = Gauges(self.name), now
         self.loop: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -173,6 +175,9 @@ class Supervisor:
                 self._expire(now)
                 for action in self.fleet.step(now):
                     self._do(action)
+                if now - self.published >= PUBLISH:
+                    self.published = now
+                    self.gauges.set(numbers(await self.status()))
             except Exception:
                 logger.exception("The supervisor of pool %s goes on after an error.", self.name)
             await asyncio.sleep(TICK)
@@ -254,7 +259,7 @@ class Supervisor:
                 wait,
                 self.config.aim_wait_ms / 1e3,
                 now - self.needed,
-                LINGER,
+                self.config.linger_seconds,
             )
             self.fleet.resize(size)
 

@@ -74,7 +74,9 @@ class Teaching:
         try:
             return await asyncio.wait_for(asyncio.shield(entered.answer), max(0.0, entered.ends - time.monotonic()))
         except TimeoutError:
-            return self._late(part, entered)
+            if entered.task is None:
+                return self._late(part, entered)
+            return await asyncio.shield(entered.answer)  # it is being taken, and its parts have deadlines of their own
 
     async def state(self) -> WireState | LearnRefusal:
         """Weights and moments of the present version, for the checkpoint of a run."""
@@ -144,13 +146,14 @@ class Teaching:
         return found
 
     def _late(self, part: LearnPart, found: Round) -> LearnRefusal:
-        if found.answer.done():
-            return found.answer.result()  # type: ignore[return-value]
-        if found.task is None and self.rounds.get(part.key) is found:
+        if self.rounds.get(part.key) is found:
             del self.rounds[part.key]
-        missing = [str(number) for number in range(part.parts) if number not in found.parts]
-        what = f"part {' and '.join(missing)} of {part.parts} did not come" if missing else "it was not taken"
-        return LearnRefusal("late", f"step {part.step} of the run {part.run}: {what} within {part.seconds:g} s")
+        missing = " and ".join(str(number) for number in range(part.parts) if number not in found.parts)
+        return LearnRefusal(
+            "late",
+            f"part {missing} of {part.parts} of step {part.step} of the run {part.run} did not come within "
+            f"{part.seconds:g} s",
+        )
 
     async def _take(self, key: tuple[str, int], found: Round) -> None:
         answer: LearnReply | LearnRefusal
