@@ -22,6 +22,7 @@ COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "energym
 PRELOADED = (
     *("energymt.cli", "energymt.launch", "energymt.plan", "energymt.training", "energymt.decoding.console"),
     *("energymt.evaluation", "energymt.tracking.registry", "energymt.tracking.mlflow", "lightning.fabric"),
+    *("energymt.judging", "energymt.meta_evaluation", "trainables.estimator"),
     *("trainables.supervised", "trainables.engine", "trainables.distilled", "tests.terminal"),
 )
 SECONDS = 120.0

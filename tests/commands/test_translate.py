@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import estimators
 from tests.commands.conftest import STUDENT, TEACHER
 from tests.terminal import SECONDS, end, quick, start
 
@@ -90,19 +91,40 @@ def test_a_line_that_is_too_long_is_cut_and_named(shared: Path) -> None:
     assert first == third and second
 
 
+def candidates_and_scores(
+    judge: str, model: str, width: str, lines: list[str], folder: Path
+) -> tuple[list[list[str]], list[list[float]]]:
+    """Three candidates a line, and what `energymt score` says of each."""
+    listed = translations(model, lines, folder, "--iterations", "1", width, "3", "--n-best", "3")
+    candidates = [line.split(" ||| ")[1] for line in listed]
+    (folder / "rerank.source").write_text("".join(f"{line}\n" * 3 for line in lines), "utf-8")
+    (folder / "rerank.target").write_text("".join(f"{line}\n" for line in candidates), "utf-8")
+    scored = quick("score", judge, "--source", "rerank.source", "--target", "rerank.target", folder=folder)
+    scores = [float(line) for line in scored.out.splitlines()]
+    starts = range(0, len(scores), 3)
+    return [candidates[row : row + 3] for row in starts], [scores[row : row + 3] for row in starts]
+
+
 def test_an_energy_chooses_the_translation_that_it_likes_best(shared: Path) -> None:
     lines = sentences(shared, 6)
-    listed = translations(STUDENT, lines, shared, *ONE_PASS, "--n-best", "3")
-    candidates = [line.split(" ||| ")[1] for line in listed]
-    (shared / "rerank.source").write_text("".join(f"{line}\n" * 3 for line in lines), "utf-8")
-    (shared / "rerank.target").write_text("".join(f"{line}\n" for line in candidates), "utf-8")
-    scored = quick("score", TEACHER, "--source", "rerank.source", "--target", "rerank.target", folder=shared)
-    energies = [float(line) for line in scored.out.splitlines()]
-    wanted = [
-        candidates[min(range(first, first + 3), key=lambda row: energies[row])] for first in range(0, len(energies), 3)
-    ]
+    candidates, energies = candidates_and_scores(TEACHER, STUDENT, "--length-beam", lines, shared)
+    wanted = [texts[values.index(min(values))] for texts, values in zip(candidates, energies, strict=True)]
     assert translations(STUDENT, lines, shared, *ONE_PASS, "--rerank", TEACHER) == wanted
     assert wanted != translations(STUDENT, lines, shared, *ONE_PASS)
+
+
+@pytest.mark.parametrize("model, width, kind", [(TEACHER, "--beam", "kiwi"), (STUDENT, "--length-beam", "xcomet")])
+def test_an_estimator_chooses_the_text_that_it_scores_highest(model: str, width: str, kind: str, shared: Path) -> None:
+    lines, judge = sentences(shared, 6), str(estimators.converted(kind))
+    candidates, scores = candidates_and_scores(judge, model, width, lines, shared)
+    options = ("--iterations", "1", width, "3")
+    wanted = [texts[values.index(max(values))] for texts, values in zip(candidates, scores, strict=True)]
+    found = translations(model, [*lines, ""], shared, *options, "--rerank", judge)
+    assert found == [*wanted, ""]
+    assert wanted != translations(model, lines, shared, *options)
+    best_two = translations(model, lines[:1], shared, *options, "--rerank", judge, "--n-best", "2")
+    order = sorted(range(3), key=lambda row: -scores[0][row])
+    assert [line.split(" ||| ")[1] for line in best_two] == [candidates[0][row] for row in order[:2]]
 
 
 def test_a_reader_that_leaves_is_no_error(shared: Path) -> None:
@@ -132,9 +154,16 @@ def test_a_line_that_is_not_utf8_is_named_and_what_stands_before_it_is_translate
     [
         (["--n-best", "4", "--length-beam", "3"], ["n_best is 4", "length_beam 3", "raise length_beam"]),
         (["--rerank", STUDENT], [STUDENT, "not autoregressive"]),
+        (["--rerank", str(estimators.converted("regression"))], ["regression", "references", "COMET-KIWI"]),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: list[str], parts: list[str], shared: Path) -> None:
     done = quick("translate", STUDENT, *options, folder=shared, stdin="zive\n")
     done.refuses(2, *parts)
     assert done.out == ""
+
+
+def test_a_comet_checkpoint_does_not_rerank_before_it_is_imported(shared: Path, tmp_path: Path) -> None:
+    comet = str(estimators.official(tmp_path / "comet", "kiwi"))
+    done = quick("translate", STUDENT, "--rerank", comet, folder=shared, stdin="zive\n")
+    done.refuses(5, comet, "COMET checkpoint", "energymt models import")

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from energymt.decoding import autoregressive, mask_predict
-from energymt.decoding.rerank import by_energy, rerank
+from energymt.decoding import DecodingOptions, Translator, autoregressive, mask_predict
+from energymt.decoding.rerank import by_energy, rerank, rerank_texts
 from energymt.energies import AutoregressiveEnergy, WeightedEnergy
 from energymt.records import Hypothesis
 
@@ -82,3 +82,61 @@ def test_an_energy_picks_the_length_of_a_parallel_translation(masked, transforme
         [item.extra["energy"] for item in best], abs=1e-3
     )
     assert [items[0].ids for items in picked] != [items[0].ids for items in everything], "the test sees nothing"
+
+
+# ----------------------------------------------------------------------------------------------------------- by text
+
+
+def by_last_digit(sources, translations):
+    """A score of text, with ties: the last digit of a translation; for another line than line 5, its opposite."""
+    return [
+        int(text[-1:] or 0) * (1 if source == "5" else -1) for source, text in zip(sources, translations, strict=True)
+    ]
+
+
+def texts(*words):
+    return [(text, Hypothesis((), -1.0, -1.0, {"length_logp": -0.5})) for text in words]
+
+
+def test_texts_are_sorted_by_the_score_of_them_and_their_source():
+    found = rerank_texts([texts("a1", "b3", "c2"), [], texts("a1", "b3", "c2")], ["5", "6", "7"], by_last_digit)
+    assert [[text for text, _ in items] for items in found] == [["b3", "c2", "a1"], [], ["a1", "c2", "b3"]]
+    assert [item.extra for _, item in found[2]] == [{"length_logp": -0.5, "quality": -n} for n in (1, 2, 3)]
+
+
+def test_texts_of_equal_score_keep_their_order_and_nan_comes_last():
+    scores = {"a": 1.0, "b": math.nan, "c": 1.0, "d": 2.0}
+    [found] = rerank_texts([texts("b", "c", "a", "d")], ["5"], lambda _, lines: [scores[line] for line in lines])
+    assert [text for text, _ in found] == ["d", "c", "a", "b"]
+
+
+@pytest.mark.parametrize("name, width", [("transformer", "beam"), ("masked", "length_beam")])
+def test_a_translator_ranks_all_its_candidates_by_their_text(name, width, request, sentences):
+    model = request.getfixturevalue(name)
+    # Two spaces are not in the tokens: the score is one of the text.
+    lines = [*(" ".join(map(str, words)) for words in sentences(12)), "", "5", "6  7"]
+    everything = Translator(model, DecodingOptions(**{width: 4}, n_best=4)).translate(lines)
+    ranked = rerank_texts(everything[:12] + everything[13:], lines[:12] + lines[13:], by_last_digit)
+    seen = []
+
+    def score(sources, translations):
+        seen.extend(sources)
+        return by_last_digit(sources, translations)
+
+    for n_best in (1, 2):
+        options = DecodingOptions(**{width: 4}, n_best=n_best, tokens_per_batch=60)
+        translator = Translator(model, options, quality=score)
+        found = translator.translate(lines)
+        assert found[12] == [("", Hypothesis((), 0.0, 0.0))]
+        assert [[text for text, _ in items] for items in found[:12] + found[13:]] == [
+            [text for text, _ in items[:n_best]] for items in ranked
+        ]
+        assert all("quality" in item.extra for items in found[:12] for _, item in items)
+        # What takes ids has no text to ask about.
+        ids = [model.vocabulary.encode_source(line) for line in lines[:12]]
+        assert [[item.ids for item in items] for items in translator.translate_ids(ids)] == [
+            [item.ids for _, item in items[:n_best]] for items in everything[:12]
+        ]
+    assert set(seen) == set(lines) - {""}
+    first = [items[0][0] for items in everything]
+    assert first[:12] + first[13:] != [items[0][0] for items in ranked], "the test sees nothing"

@@ -294,9 +294,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_comet_folder_is_converted_first(folder: Path) -> None:
-    with pytest.raises(StorageError, match="convert it first"):
-        load_estimator(folder.parent / "comet")
-    with pytest.raises(StorageError, match="holds no estimator"):
+    comet = folder.parent / "comet"
+    with pytest.raises(StorageError, match=rf"COMET checkpoint: .*\(energymt models import {comet} FOLDER\)"):
+        load_estimator(comet)
+    with pytest.raises(StorageError, match=r"holds no estimator .* `energymt models import`"):
         load_estimator(folder.parent)
 
 

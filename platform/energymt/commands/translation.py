@@ -34,7 +34,9 @@ def translate(
         float,
         typer.Option(min=1, help="Ended hypotheses, in beams, after which a line is done; inf: search to the end."),
     ] = 1.0,
-    rerank: Annotated[str | None, typer.Option(help="Address of a teacher whose energy picks the translation.")] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="Address of a teacher or a quality estimator that picks among the candidates.")
+    ] = None,
     engine: Annotated[Engine, typer.Option(help="torch, or an export made by `energymt models export`.")] = "torch",
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Precision of the export.")] = "fp32",
     tokens_per_batch: Annotated[int, typer.Option(min=1, help="Tokens translated at once.")] = 8192,

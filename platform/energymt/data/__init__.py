@@ -6,6 +6,10 @@ The rooms of this floor:
     lines       lines of plain and gzip files; every error names file and line
     vocabulary  text <-> ids: SentencePiece, and text that is already segmented
     hub         the same around a Hugging Face tokenizer
+    bridge      a translator's tokens -> the embeddings of a quality estimator
+    hub_pieces  a SentencePiece model as such a tokenizer, ids and all: what an estimator of the same pieces reads
+    judgements  translations with a score each
+    corruption  translations made worse on purpose
     batching    Corpus -> ids -> optimizer steps, cut by tokens and by length
     toy         the generated language pair
 """

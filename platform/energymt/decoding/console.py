@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from energymt.data.vocabulary import require_same
+from energymt.decoding.rerank import TextScore
 from energymt.decoding.translate import DecodingOptions, Translator
+from energymt.devices import choose_device
 from energymt.errors import ConfigurationError, DataError
 from energymt.models import load_translator
+from energymt.models.comet_settings import SETTINGS_FILE
+from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
+from energymt.models.scoring import needs_references, score_lines
 from energymt.storage import fetch
 
 
@@ -28,24 +34,35 @@ def translate_stream(
 def open_translator(
     folder: Path, options: DecodingOptions, *, rerank: str | None, engine: str, precision: str
 ) -> Translator:
-    """A model folder with one of the engines; `rerank` is the address of a teacher whose energy chooses."""
-    energy = None
+    """A model folder with one of the engines; `rerank` is the address of a teacher or estimator that chooses."""
     if engine == "torch":
         model: Any = load_translator(folder)
     else:
         from energymt.export import load_export
 
         model = load_export(folder, engine, precision)
-    if rerank is not None:
-        from energymt.energies import AutoregressiveEnergy
-        from energymt.evaluation import load_teacher
+    if rerank is None:
+        return Translator(model, options)
+    judge = fetch(rerank)
+    if (judge / ESTIMATOR_FILE).is_file() or (judge / SETTINGS_FILE).is_file():
+        return Translator(model, options, quality=_quality(judge))
+    from energymt.energies import AutoregressiveEnergy
+    from energymt.evaluation import load_teacher
 
-        teacher = load_teacher(rerank)
-        require_same(teacher.vocabulary, model.vocabulary, f"the energy {rerank}", f"the translator {folder}")
-        energy = AutoregressiveEnergy(teacher)
-    elif engine == "ctranslate2" and options.n_best > options.beam:
-        raise ConfigurationError(f"n_best is {options.n_best} and beam {options.beam}: raise beam or lower n_best.")
-    return Translator(model, options, energy)
+    teacher = load_teacher(rerank)
+    require_same(teacher.vocabulary, model.vocabulary, f"the energy {rerank}", f"the translator {folder}")
+    return Translator(model, options, energy=AutoregressiveEnergy(teacher))
+
+
+def _quality(folder: Path) -> TextScore:
+    """The scores that `energymt score` prints: text, in the estimator's own tokens."""
+    estimator = load_estimator(folder).to(choose_device("auto"))
+    if needs_references(estimator):
+        raise ConfigurationError(
+            f"The metric in {folder} compares with references, and nobody has one while translating: rerank with an "
+            f"estimator that reads the source alone, like COMET-KIWI."
+        )
+    return partial(score_lines, estimator)
 
 
 def read_lines(stream: IO[bytes]) -> Iterator[str]:

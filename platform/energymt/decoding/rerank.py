@@ -1,4 +1,7 @@
-"""Ranking by an energy: candidates of one source sentence, or a finished n-best list. Lower energy is better."""
+"""Ranking the candidates of one source sentence, or a finished n-best list: tokens by an energy, text by a score.
+
+An energy is better where it is lower, a score where it is higher.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ from energymt.records import Hypothesis, Prediction, Source
 
 Rank = Callable[[Source, Tensor, Tensor], Tensor]
 """(R source rows, ids_RT, mask_RT) -> score_R, higher is better."""
+
+TextScore = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""(R source texts, R translations) -> R scores, higher is better; like `energymt.models.scoring.score_lines`."""
+
+Translation = tuple[str, Hypothesis]
+"""The text and the hypothesis that it was made from."""
 
 
 @runtime_checkable
@@ -61,9 +70,21 @@ def rerank(
         [hypothesis.with_extra(energy=value) for hypothesis, value in zip(flat, energy_R.tolist(), strict=True)]
     )
     lists = [[next(scored) for _ in candidates] for candidates in hypotheses]
-    return [sorted(candidates, key=_energy_nan_last) for candidates in lists]
+    return [sorted(candidates, key=lambda found: _nan_last(found.extra["energy"])) for candidates in lists]
 
 
-def _energy_nan_last(hypothesis: Hypothesis) -> tuple[bool, float]:
-    value = hypothesis.extra["energy"]
+def rerank_texts(
+    translations: Sequence[Sequence[Translation]], sources: Sequence[str], score: TextScore
+) -> list[list[Translation]]:
+    """The n-best lists of B source texts, each sorted by the score of its texts, which `extra["quality"]` then holds.
+
+    Translations of equal score keep their order; one whose score is not a number comes last.
+    """
+    originals = [source for source, found in zip(sources, translations, strict=True) for _ in found]
+    values = iter(score(originals, [text for found in translations for text, _ in found]))
+    lists = [[(text, item.with_extra(quality=next(values))) for text, item in found] for found in translations]
+    return [sorted(found, key=lambda pair: _nan_last(-pair[1].extra["quality"])) for found in lists]
+
+
+def _nan_last(value: float) -> tuple[bool, float]:
     return (value != value, value)

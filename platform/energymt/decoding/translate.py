@@ -12,16 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.decoding import autoregressive, mask_predict
-from energymt.decoding.rerank import by_energy, rerank
+from energymt.decoding.rerank import TextScore, Translation, by_energy, rerank, rerank_texts
 from energymt.energies import Energy
 from energymt.errors import ConfigurationError, DataError
 from energymt.models.translator import AutoregressiveModel, NonautoregressiveModel
 from energymt.records import Hypothesis, Source
 
 FIRST_WINDOW = 16  # lines of a stream that are read before the first of them is translated
-
-Translation = tuple[str, Hypothesis]
-"""The text and the hypothesis that it was made from."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +80,7 @@ class Translator:
         options: see `DecodingOptions`.
         energy: picks among the candidates of a line instead of the model's own score, lowest first; its value stands
             in `extra["energy"]`.
+        quality: scores the text of all candidates of a line, highest first; its value stands in `extra["quality"]`.
 
     Raises:
         ConfigurationError: if `n_best` is more than there are candidates.
@@ -93,10 +91,11 @@ class Translator:
         model: AutoregressiveModel | NonautoregressiveModel | Engine,
         options: DecodingOptions | None = None,
         energy: Energy | None = None,
+        quality: TextScore | None = None,
     ) -> None:
         self.model = model
         self.options = options or DecodingOptions()
-        self.energy = energy
+        self.energy, self.quality = energy, quality
         self.autoregressive = (
             model.autoregressive if isinstance(model, Engine) else isinstance(model, AutoregressiveModel)
         )
@@ -106,6 +105,7 @@ class Translator:
             raise ConfigurationError(
                 f"n_best is {self.options.n_best} and {name} {self.candidates}: raise {name} or lower n_best."
             )
+        self.kept = self.options.n_best if quality is None else self.candidates  # until the text is ranked
 
     def translate(self, texts: Sequence[str], lengths: Sequence[int] | None = None) -> list[list[Translation]]:
         """Up to `n_best` translations of each text, best first. An empty text has one empty translation.
@@ -142,8 +142,12 @@ class Translator:
     def translate_ids(
         self, sources: Sequence[Sequence[int]], lengths: Sequence[int] | None = None
     ) -> list[list[Hypothesis]]:
-        """The same from encoded sources (end token included) to hypotheses."""
+        """The same from encoded sources (end token included) to hypotheses; without `quality`, which reads text."""
         self._check_lengths(lengths, len(sources))
+        return [hypotheses[: self.options.n_best] for hypotheses in self._found(sources, lengths)]
+
+    def _found(self, sources: Sequence[Sequence[int]], lengths: Sequence[int] | None) -> list[list[Hypothesis]]:
+        """The `kept` best hypotheses of each encoded source."""
         found: list[list[Hypothesis]] = [[] for _ in sources]
         widths = [max(len(ids), lengths[row] if lengths is not None else 0) for row, ids in enumerate(sources)]
         for rows in self._batches(widths):
@@ -164,12 +168,17 @@ class Translator:
     ) -> list[list[Translation]]:
         sources = [self._encode(text, line) for line, text in enumerate(texts, first_line)]
         full = [row for row, ids in enumerate(sources) if ids]
-        found = self.translate_ids(
-            [sources[row] for row in full], None if lengths is None else [lengths[row] for row in full]
-        )
+        chosen = None if lengths is None else [lengths[row] for row in full]
+        words = self.model.vocabulary
+        found = [
+            [(words.decode(item.ids), item) for item in hypotheses]
+            for hypotheses in self._found([sources[row] for row in full], chosen)
+        ]
+        if self.quality is not None:
+            found = rerank_texts(found, [words.as_plain_text(texts[row]) for row in full], self.quality)
         translations: list[list[Translation]] = [[("", Hypothesis((), 0.0, 0.0))] for _ in texts]
-        for row, hypotheses in zip(full, found, strict=True):
-            translations[row] = [(self.model.vocabulary.decode(item.ids), item) for item in hypotheses]
+        for row, ranked in zip(full, found, strict=True):
+            translations[row] = ranked[: self.options.n_best]
         return translations
 
     def _encode(self, text: str, line: int) -> list[int]:
@@ -213,17 +222,17 @@ class Translator:
                 max_length=options.max_length,
                 length_penalty=options.length_penalty,
                 patience=options.patience,
-                n_best=options.n_best if self.energy is None else options.beam,
+                n_best=self.kept if self.energy is None else options.beam,
             )
             if self.energy is not None:
                 found = rerank(found, source, self.energy, size)
-            return [hypotheses[: options.n_best] for hypotheses in found]
+            return [hypotheses[: self.kept] for hypotheses in found]
         found = self._search(
             source,
             length_beam=options.length_beam,
             iterations=options.iterations,
             lengths_B=lengths,
-            n_best=options.n_best,
+            n_best=self.kept,
             rank=None if self.energy is None else by_energy(self.energy, size),
         )
         if self.energy is None:

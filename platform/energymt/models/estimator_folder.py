@@ -17,8 +17,9 @@ from energymt.data.vocabulary import load_vocabulary
 from energymt.errors import ConfigurationError, StorageError
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_config import EstimatorConfig, Order
+from energymt.models.pretrained import without_bars
 
-ESTIMATOR_FILE = "estimator.json"
+ESTIMATOR_FILE = QualityEstimator.FILE
 ENCODER_WEIGHTS_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
 ENCODER = "encoder."  # what the encoder's weights are called in a state
@@ -53,9 +54,11 @@ def load_estimator(folder: Path | str, order: Order = "comet") -> QualityEstimat
     folder = Path(folder)
     file = folder / ESTIMATOR_FILE
     if not file.is_file():
-        hint = "name the folder that a conversion wrote."
+        hint = (
+            "name a folder that `energymt train estimator` or `energymt models import` (of a COMET checkpoint) wrote."
+        )
         if (folder / "hparams.yaml").is_file():
-            hint = "it is a COMET checkpoint: convert it first (energymt.models.comet_checkpoint.convert_comet)."
+            hint = f"it is a COMET checkpoint: make an estimator of it first (energymt models import {folder} FOLDER)."
         raise StorageError(f"{folder} holds no estimator ({ESTIMATOR_FILE} is missing); {hint}")
     try:
         config = EstimatorConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
@@ -67,7 +70,7 @@ def load_estimator(folder: Path | str, order: Order = "comet") -> QualityEstimat
     if not isinstance(vocabulary, HubVocabulary):
         raise StorageError(f"{folder} holds a {vocabulary.kind} vocabulary, which no estimator has; convert it again.")
     try:
-        estimator = QualityEstimator(config, _encoder(folder), vocabulary, order)
+        estimator = QualityEstimator(config, read_encoder(folder), vocabulary, order)
         missing, unknown = estimator.load_state_dict(safetensors.torch.load_file(folder / HEAD_FILE), strict=False)
         wrong = [name for name in missing if not name.startswith(ENCODER)] + unknown
         if wrong:
@@ -80,10 +83,16 @@ def load_estimator(folder: Path | str, order: Order = "comet") -> QualityEstimat
     return estimator
 
 
-def _encoder(folder: Path) -> PreTrainedModel:
-    network, report = AutoModel.from_pretrained(
-        folder, add_pooling_layer=False, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
+def read_encoder(folder: Path) -> PreTrainedModel:
+    """The encoder in a folder, in float32 and without its own pooling layer.
+
+    Raises:
+        OSError, RuntimeError, TypeError, ValueError, SafetensorError: there is none, or it is cut or of another kind.
+    """
+    with without_bars():
+        network, report = AutoModel.from_pretrained(
+            folder, add_pooling_layer=False, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
     if report["missing_keys"]:  # they would be left at random values
         raise ValueError(f"{ENCODER_WEIGHTS_FILE} lacks {min(report['missing_keys'])}")
     return network

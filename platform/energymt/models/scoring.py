@@ -53,7 +53,7 @@ def score_lines(
     """
     texts = {"mt": translations, "src": sources} | ({} if references is None else {"ref": references})
     _check(texts)
-    if references is None and ("src" not in estimator.config.parts or estimator.config.metric == "regression_metric"):
+    if references is None and needs_references(estimator):
         raise ConfigurationError(f"A {estimator.config.metric} of this kind compares with references: give them too.")
     score = {"regression_metric": _separate, "referenceless_regression_metric": _separate, "xcomet_metric": _explained}
     scores: list[float] = []
@@ -67,6 +67,11 @@ def score_lines(
             found_B = score.get(estimator.config.metric, _joint)(estimator, ids, tokens_per_batch)
             scores += found_B.float().tolist()
     return scores
+
+
+def needs_references(estimator: QualityEstimator) -> bool:
+    """Whether it scores no translation by its source alone."""
+    return "src" not in estimator.config.parts or estimator.config.metric == "regression_metric"
 
 
 def _check(texts: dict[str, Sequence[str]]) -> None:

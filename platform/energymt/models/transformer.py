@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.errors import ConfigurationError
+from energymt.models.pretrained import without_bars
 from energymt.models.translator import AutoregressiveModel, Memory
 from energymt.records import Source
 
@@ -136,7 +137,7 @@ class TransformerTranslator(AutoregressiveModel):
             vocabulary: its tokenizer, as a `HubVocabulary`.
             target_code: the id of the target language's code, where the family forces one as the first token.
         """
-        network = AutoModelForSeq2SeqLM.from_pretrained(folder)
+        network = _read(folder)
         return TransformerTranslator(network, vocabulary, start_tokens(network, target_code))
 
     @property
@@ -181,16 +182,16 @@ class TransformerTranslator(AutoregressiveModel):
             self.network.generation_config.save_pretrained(folder)
 
     def save_weights(self, folder: Path) -> None:
-        self.network.save_pretrained(folder, safe_serialization=True)
+        with without_bars():
+            self.network.save_pretrained(folder, safe_serialization=True)
 
     def load_weights(self, folder: Path) -> None:
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(folder)
-        self.network.load_state_dict(loaded.state_dict(), strict=True)
+        self.network.load_state_dict(_read(folder).state_dict(), strict=True)
 
     @staticmethod
     def load(folder: Path, vocabulary: Vocabulary, config: dict[str, Any]) -> TransformerTranslator:
         """Read back what `save` wrote."""
-        network = AutoModelForSeq2SeqLM.from_pretrained(folder)
+        network = _read(folder)
         return TransformerTranslator(network, vocabulary, tuple(config["prefix_ids"]))
 
     def _prefix(self, rows: int, device: torch.device) -> Tensor:
@@ -239,6 +240,11 @@ class TransformerTranslator(AutoregressiveModel):
                 f"embeddings differ by {gaps[best]:.2g}, so relaxed tokens would not mean the same as tokens."
             )
         return best
+
+
+def _read(folder: str | Path) -> PreTrainedModel:
+    with without_bars():
+        return AutoModelForSeq2SeqLM.from_pretrained(folder)
 
 
 def start_tokens(network: PreTrainedModel, target_code: int | None) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ class Supervisor:
         for number in self.handles:
             self.fleet.adopt(number, now)
         self.health: dict[int, Health] = {}
+        self.waits: dict[int, tuple[float, ...]] = {}  # seconds in the queue, of what was answered since the last ping
         self.pinging: set[int] = set()
         self.pinged_at: dict[int, float] = {}
         self.leases: dict[str, Lease] = {}
@@ -234,6 +235,10 @@ class Supervisor:
                 self.fleet.died(number, time.monotonic(), _reason(error), raised=error.actor_init_failed)
         else:
             if self.handles.get(number) is handle:
+                before = self.health.get(number)
+                fresh = health.served - (before.served if before is not None else 0)
+                if fresh > 0 or not health.busy:  # else what it is busy with waits as its last requests did
+                    self.waits[number] = health.waits[-fresh:] if fresh > 0 else ()
                 self.health[number] = health
                 if self.teaching is not None:
                     self.teaching.seen(number, health)
@@ -245,8 +250,7 @@ class Supervisor:
         most = self.config.most_replicas or self.config.replicas
         if most <= self.config.replicas:
             return
-        healths = [self.health[number] for number in self.fleet.serving() if number in self.health]
-        waits = [wait for health in healths if health.busy for wait in health.waits[-16:]]
+        waits = [wait for number in self.fleet.serving() for wait in self.waits.get(number, ())]
         if waits:
             self.needed = now
         wait = sum(waits) / len(waits) if waits else 0.0
