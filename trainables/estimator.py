@@ -12,6 +12,7 @@ The best checkpoint is that of the highest Pearson correlation on dev.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.errors import ConfigurationError
 from energymt.metrics.estimation import correlations
 from energymt.models.estimator import QualityEstimator
-from energymt.models.estimator_config import Metric
 from energymt.models.estimator_folder import load_estimator
 from energymt.models.estimator_variants import estimator_on, make_estimator
 from energymt.models.scoring import score_lines
@@ -44,7 +44,7 @@ class EstimatorModelConfig(ModelConfig):
     """Address of an estimator folder to start from; its embeddings stay as they are. It overrides `variant`."""
     encoder: str | None = None
     """Address of a pre-trained encoder (XLM-R, InfoXLM) that gets a new head; its embeddings stay as they are."""
-    metric: Metric = "unified_metric"
+    metric: Literal["unified_metric", "referenceless_regression_metric"] = "unified_metric"
     """Of a new estimator: `unified_metric` reads both texts at once, as COMET-KIWI; `referenceless_regression_metric`
     reads them apart."""
 

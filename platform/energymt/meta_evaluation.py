@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from energymt.storage import fetch
 ESTIMATOR = "estimator"
 LENGTH_RATIO = "length ratio"
 LOG_PROBABILITY = "log-probability"
-SHOWN = 5  # values of a column that an error names
 
 
 def meta_evaluate(
@@ -71,9 +71,8 @@ def _rows(values: Sequence[tuple[str, Any]], column: str, wanted: str, path: str
     texts = [str(value) for _, value in values]
     rows = [row for row, text in enumerate(texts) if text == wanted]
     if not rows:
-        known = sorted(set(texts))
-        shown = ", ".join(map(repr, known[:SHOWN])) + (" ..." if len(known) > SHOWN else "")
-        raise DataError(f"No line of {path} has {wanted!r} in column {column!r}, which holds {shown}; choose one.")
+        near = get_close_matches(wanted, sorted(set(texts)), n=1, cutoff=0.0)[0]
+        raise DataError(f"No line of {path} has {wanted!r} in column {column!r}; did you mean {near!r}?")
     return rows
 
 

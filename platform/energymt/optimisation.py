@@ -53,7 +53,7 @@ def optimise(
     if not math.isfinite(norm):
         raise DivergenceError(f"The gradient is not finite at step {number + 1}: {_advice(number)}")
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
+        group["lr"] = rate * group.get("factor", 1.0)
     optimizer.step()
     reduced = _sum_over_workers(fabric, list(sums.values()))
     means = {name: value / totals[name] for name, value in zip(step.terms, reduced, strict=True) if totals[name] > 0}
@@ -111,10 +111,11 @@ def make_optimizer(model: Network, config: OptimizerConfig) -> torch.optim.Optim
         factor = config.rates[max(prefixes, key=len)] if prefixes else 1.0
         groups.setdefault((parameter.ndim > 1, factor), []).append(parameter)
     if unused:
-        known = sorted({name.partition(".")[0] + "." for name, p in model.named_parameters() if p.requires_grad})
+        trained = [name.partition(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
+        known = sorted({repr(first + dot) for first, dot, _ in trained})
         raise ConfigurationError(
             f"optimizer.rates names {min(unused)!r}, and no trained parameter begins so; they begin with "
-            f"{', '.join(known)}"
+            f"{', '.join(known)}."
         )
     listed = [
         {"params": parameters, "weight_decay": config.weight_decay if matrix else 0.0, "factor": factor}

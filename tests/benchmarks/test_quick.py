@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,22 @@ PROMISED = {
         for start in ("logits", "hidden states")
         for operator in ("ST", "SX")
     ],
+    "bench_pool_step": [
+        r"pooled / in process: [\d.]+, bar 1\.02: (met|MISSED)",
+        r"transport alone, ms: [\d.]+, bar 10: (met|MISSED)",
+        r"V = 1,000: bytes / payload: 1\.0\d+, bar 1\.01: met",
+        r"V = 200: bytes / payload: 1\.0\d+, bar 1\.01: met",
+        r"two vocabularies differ by 0\.",
+    ],
+    "bench_pool_callers": [rf"\n{callers}( +[\d,.]+){{5}}" for callers in (1, 2, 4, 8)],
+    "bench_score": [
+        r"equal within 0\.0001",
+        r"at defaults: [\d.]+ times as fast as unbabel-comet, bar 1\.3: (met|MISSED)",
+        r"each at its best: [\d.]+ times as fast",
+    ],
     "bench_engine_step": [r"quick +fp32( +[\d,.]+){3}", r"quick +bf16( +[\d,.]+){3}"],
 }
+RAY = ("bench_pool_step", "bench_pool_callers")
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,8 +46,12 @@ def test_all_benchmarks_are_known() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.ray] if name in RAY else []) for name in PROMISED]
+)
 def test_a_quick_run(name: str) -> None:
+    if name == "bench_score" and find_spec("comet") is None:
+        pytest.skip("needs unbabel-comet")
     done = run(name, "--quick")
     assert done.returncode == 0, done.stderr
     for pattern in PROMISED[name]:
