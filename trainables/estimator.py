@@ -109,6 +109,9 @@ def open_estimator(config: Config, train: JudgedCorpus) -> QualityEstimator:
     Raises:
         ConfigurationError: an `init` that is no energy, or pieces that an estimator cannot read.
     """
+    begin = config.model.init or config.model.encoder
+    if begin is not None and config.vocabulary.path is not None:
+        raise ConfigurationError(f"{begin} has a vocabulary of its own: drop vocabulary.path {config.vocabulary.path}.")
     if config.model.init is not None:
         estimator = load_estimator(fetch(config.model.init)).requires_grad_(True)
         if not estimator.differentiable:
@@ -128,7 +131,7 @@ def open_estimator(config: Config, train: JudgedCorpus) -> QualityEstimator:
 
 @torch.no_grad()
 def start_at(estimator: QualityEstimator, train: JudgedCorpus) -> None:
-    """Begin a new head at the mean of the judgements and with their spread, whatever their scale."""
+    """Begin a new head at the mean of the judgements, and in their unit, whatever their scale."""
     last: nn.Module = [layer for layer in estimator.head if isinstance(layer, nn.Linear)][-1]
     weight, bias = last.weight, last.bias
     assert isinstance(weight, Tensor) and isinstance(bias, Tensor)

@@ -38,7 +38,7 @@ class ModelConfig(Section):
     """Which network is trained, and from which weights."""
 
     variant: str = "transformer-laptop"
-    """A named size; `energymt train --help-models` lists them."""
+    """A named size; `energymt config variants` lists them."""
     changes: dict[str, float] = {}
     """Fields of that size to change, for example {dropout: 0.3}."""
     init: str | None = None

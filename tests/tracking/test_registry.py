@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -13,10 +14,12 @@ from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.errors import StorageError
 from energymt.models import load_translator, make_translator
+from energymt.models.scoring import score_lines
 from energymt.storage import fetch, write_manifest
 from energymt.tracking.mlflow import MlflowTracker
 from energymt.tracking.outbox import run_id_of
 from energymt.tracking.registry import _is_better, register_model
+from tests import estimators
 
 LINES = ["vute mare dobi motu vido", "dufa mifu giku motu giku pove"]
 
@@ -62,6 +65,17 @@ def test_the_champion_is_the_best_and_translates(model: Path, uri: str, monkeypa
     expected = [candidates[0][0] for candidates in quick.translate(LINES)]
     assert loaded.predict(LINES, params={"iterations": 1, "length_beam": 1}) == expected
 
+    mlflow.set_tracking_uri(None)
+
+
+def test_an_estimator_is_registered_as_one_that_scores(uri: str) -> None:
+    version = register_model(estimators.converted("kiwi"), "kiwi", metric="dev/pearson", value=0.5, mode="max", uri=uri)
+    assert version.champion
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model(version.address)
+    table = pd.DataFrame({"source": estimators.SOURCES, "translation": estimators.TRANSLATIONS})
+    wanted = score_lines(estimators.estimator("kiwi"), estimators.SOURCES, estimators.TRANSLATIONS)
+    assert list(loaded.predict(table)) == pytest.approx(wanted, abs=1e-6)
     mlflow.set_tracking_uri(None)
 
 

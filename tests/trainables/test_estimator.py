@@ -237,6 +237,11 @@ def test_a_new_head_begins_at_the_mean_of_the_judgements_with_their_spread(
         ({"model": {"changes": {"wdith": 30}}}, ConfigurationError, "'wdith' in model.changes.*mean 'width'"),
         ({"model": {"encoder": "/no/such/encoder"}}, StorageError, "/no/such/encoder does not exist"),
         ({"vocabulary": {"model_type": "bpe", "size": 60}}, ConfigurationError, "unigram"),
+        (
+            {"model": {"encoder": str(estimators.pretrained())}, "vocabulary": {"path": "teacher"}},
+            ConfigurationError,
+            "has a vocabulary of its own: drop vocabulary.path teacher",
+        ),
         ({"model": {"metric": "regression_metric"}}, ConfigurationError, "'model.metric'.*'regression_metric'"),
     ],
 )

@@ -59,9 +59,10 @@ def keys(trainable: Trainable) -> None:
 @config_app.command("variants")
 def variants() -> None:
     """Print the named sizes of models."""
+    from energymt.models.estimator_variants import ESTIMATORS
     from energymt.models.variants import VARIANTS
 
-    for name, config in VARIANTS.items():
+    for name, config in {**VARIANTS, **ESTIMATORS}.items():
         typer.echo(f"{name:20} " + "  ".join(f"{key} {value}" for key, value in config.model_dump().items()))
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from energymt.configuration import TrainingConfig
 
 Trainable = Annotated[
-    str, typer.Argument(help="Name in trainables/ (supervised, masked, distilled, engine), or a dotted path.")
+    str,
+    typer.Argument(help="Name in trainables/ (supervised, masked, distilled, engine, estimator), or a dotted path."),
 ]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the configuration.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-s", help="key.sub=value, over the file; repeatable.")]

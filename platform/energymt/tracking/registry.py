@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import mlflow
+import pandas as pd
 from mlflow.tracking import MlflowClient
 
 import energymt
@@ -21,11 +22,12 @@ from energymt.tracking import tracking_uri
 from energymt.tracking.store import OUTAGE, current_store, ensure_experiment, first_line, open_client
 
 CHAMPION = "champion"
-MODEL_CODE = Path(__file__).with_name("translator_model.py")
+TRANSLATOR_CODE, ESTIMATOR_CODE = (Path(__file__).with_name(f"{kind}_model.py") for kind in ("translator", "estimator"))
 REQUIREMENTS = ("torch", "transformers", "sentencepiece", "safetensors", "numpy", "pydantic", "pyyaml", "mlflow")
 METRIC_TAG, MODE_TAG, VALUE_TAG, CONTENT_TAG = "metric", "metric_mode", "metric_value", "content_sha256"
 # The signature follows from it: lines of text and whole numbers, of which 0 means "the default of the model's kind".
-EXAMPLE = (["A sentence."], {"beam": 0, "length_beam": 0, "iterations": 0})
+TRANSLATOR_EXAMPLE = (["A sentence."], {"beam": 0, "length_beam": 0, "iterations": 0})
+ESTIMATOR_EXAMPLE = pd.DataFrame({"source": ["Ein Satz."], "translation": ["A sentence."]})
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,18 @@ def _known(client: MlflowClient, name: str, run_id: str, content: str) -> Regist
 def _log(client: MlflowClient, uri: str, folder: Path, name: str, run_id: str | None) -> str:
     if run_id is None:
         run_id = client.create_run(ensure_experiment(client, uri, "registered"), run_name=name).info.run_id
+    from energymt.models.estimator_folder import ESTIMATOR_FILE
+
     before = client.get_run(run_id).info
+    scores = (folder / ESTIMATOR_FILE).is_file()
     with current_store(uri), mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow would like type hints in place of the signature that it is given
         logged = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(MODEL_CODE),
+            python_model=str(ESTIMATOR_CODE if scores else TRANSLATOR_CODE),
             artifacts={"model": str(folder)},
             code_paths=[str(Path(energymt.__file__).parent)],
-            input_example=EXAMPLE,
+            input_example=ESTIMATOR_EXAMPLE if scores else TRANSLATOR_EXAMPLE,
             pip_requirements=_requirements(),
             registered_model_name=name,
         )
