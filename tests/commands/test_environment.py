@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from energymt.models.estimator_variants import ESTIMATORS
 from energymt.models.variants import VARIANTS
 from tests.commands.conftest import TEACHER, configuration
 from tests.terminal import quick
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINABLES = ("supervised", "masked", "distilled", "engine")
+TRAINABLES = ("supervised", "masked", "distilled", "engine", "estimator")
 
 
 def test_config_show_prints_what_a_run_would_use(bare: Path) -> None:
@@ -39,7 +40,7 @@ def test_config_keys_explains_every_key(trainable: str, tmp_path: Path) -> None:
 
 def test_config_variants_lists_every_size(tmp_path: Path) -> None:
     done = quick("config", "variants", folder=tmp_path)
-    assert [line.split()[0] for line in done.out.splitlines()] == list(VARIANTS)
+    assert [line.split()[0] for line in done.out.splitlines()] == [*VARIANTS, *ESTIMATORS]
     assert "width 512" in next(line for line in done.out.splitlines() if line.startswith("transformer-base"))
 
 

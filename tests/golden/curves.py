@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests import toy
+from tests import judged, toy
 
 STEPS = 8
 # Slow enough that the last bits, which differ from one processor to the next, do not grow.
@@ -21,17 +21,34 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "engine-GX-SG": ("engine", {"model": "tagger-toy", "feed": "GX", "score": "SG"}),
     "engine-STL-SX": ("engine", {"model": "masked-toy", "feed": "STL", "score": "SX"}),
     "distilled-masked": ("distilled", {"model": "masked-toy"}),
+    "estimator-joint": ("estimator", {}),
+    "estimator-apart": ("estimator", {"metric": "referenceless_regression_metric"}),
 }
 
 
 def curve(run: str, world: Path) -> list[dict[str, float]]:
     """The terms of the loss and the gradient's norm at each of the first steps."""
     name, changes = RUNS[run]
+    if name == "estimator":
+        return reported(estimator(world, changes))
     os.environ["ENERGYMT_RUNS"] = str(world / "runs")  # where `distilled` leaves its pseudo-corpus
     changes = {**changes, "model": {"init": str(world / changes["model"])}}
     if "teacher" in changes:
         changes["teacher"] = str(world / changes["teacher"])
-    trainable = toy.make(name, toy.config(name, world, steps=STEPS, optimizer=OPTIMIZER, **changes))
+    return reported(toy.make(name, toy.config(name, world, steps=STEPS, optimizer=OPTIMIZER, **changes)))
+
+
+def estimator(world: Path, changes: dict[str, Any]) -> Any:
+    """One that is trained from random weights on an easy judgement."""
+    for part, lines in (("train", 200), ("dev", 20)):
+        judged.write(world / f"{part}-judged.tsv", lines, seed=lines)
+    data = {part: {"path": str(world / f"{part}-judged.tsv"), **judged.COLUMNS} for part in ("train", "dev")}
+    model = {"variant": "estimator-toy", **changes}
+    return judged.make(world, **data, model=model, steps=STEPS, optimizer=OPTIMIZER)
+
+
+def reported(trainable: Any) -> list[dict[str, float]]:
+    """What the first steps say."""
     batches = trainable.plan.iterate()
     reports = toy.train(trainable, [next(batches) for _ in range(STEPS)])
     return [{k: v for k, v in report.items() if k.startswith("train/")} for report in reports]

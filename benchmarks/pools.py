@@ -1,0 +1,98 @@
+"""Energy pools for a benchmark: in a Ray of their own on this machine, ended with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from energymt.cluster import runtime
+from energymt.pool.client import View
+from energymt.pool.wire import Reply, Request
+
+
+@contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """A Ray that counts so many CPUs. Its workers are as nice as this process: Ray's own default gives way to others,
+    and so to whom a pool is compared with.
+    """
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+
+    runtime.start("local", num_cpus=cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def pool_of(estimator: Path, threads: int, device: str = "cpu", **settings: Any) -> Iterator[str]:
+    """The name of a pool with one replica of the estimator in that folder."""
+    from energymt.pool import lifecycle
+    from energymt.pool.settings import PoolConfig
+
+    gpus = 0.5 if device == "cuda" else 0.0
+    name = f"bench-{estimator.name}"
+    config = PoolConfig(estimator=str(estimator), cpus=threads, threads=threads, gpus=gpus, **settings)
+    lifecycle.up(name, config)
+    try:
+        yield name
+    finally:
+        lifecycle.down(name)
+
+
+def require_wall(clock: str) -> None:
+    """Refuse a clock that does not see the replica."""
+    if clock != "wall":
+        raise SystemExit("A replica is a process of its own, which --clock process does not see: leave it out.")
+
+
+# ------------------------------------------------------------------------------------ a replica that computes nothing
+
+
+class Echo:
+    """A server that computes nothing: scores are 0, and the gradient is what came."""
+
+    version = 0
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """See `energymt.pool.server.Server`."""
+        return [
+            Reply(request.id, "echo", 0, np.zeros(len(request), np.float32), request.target.values)
+            for request in requests
+        ]
+
+
+class Mirror:
+    """An actor that returns what it is given."""
+
+    def give(self, values: Any) -> Any:
+        """Back."""
+        return values
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A transport to one replica, with no supervisor behind it; see `energymt.pool.client.Transport`."""
+
+    replica: Any
+    name: str = "echo"
+
+    def view(self, fresh: bool) -> View:
+        """The one."""
+        return View({0: 0})
+
+    def send(self, replica: int, request: Request) -> Any:
+        """To the actor."""
+        from energymt.pool.connection import RayCall
+
+        return RayCall(self.replica.serve.remote(request))
+
+    def report(self, replica: int) -> None:
+        """Nobody is told."""
