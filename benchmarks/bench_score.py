@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import inspect
 import logging
 import os
 import random
@@ -38,12 +37,12 @@ from benchmarks.timing import interleaved, machine, parse, ratio
 from energymt.data.corpus import DataConfig, read_corpus
 from energymt.models.comet_checkpoint import convert_comet
 from energymt.models.estimator_folder import load_estimator
-from energymt.models.scoring import score_lines
+from energymt.models.scoring import CPU_TOKENS, score_lines
 
 BAR, CLOSE = 1.3, 1e-4
 BASE, QUICK = Shape(8000, 768, 12), Shape(300, 64, 2)
 COMET, OURS = "unbabel-comet", "energymt"
-DEFAULTS = {COMET: 16, OURS: inspect.signature(score_lines).parameters["tokens_per_batch"].default}
+DEFAULTS = {COMET: 16, OURS: CPU_TOKENS}
 TRIED = {COMET: (1, 2, 4, 8, 32), OURS: (256, 512, 1024, 2048)}
 UNITS = {COMET: "sentences", OURS: "tokens"}
 

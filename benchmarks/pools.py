@@ -56,16 +56,21 @@ def require_wall(clock: str) -> None:
 # ------------------------------------------------------------------------------------ a replica that computes nothing
 
 
-class Echo:
-    """A server that computes nothing: scores are 0, and the gradient is what came."""
+class Idle:
+    """A server that computes nothing: the scores are 0, and the gradient is an array that lies ready.
+
+    It is not the one that came: a replica remembers its last replies, and would hold on to Ray's memory with them.
+    """
 
     version = 0
+
+    def __init__(self, positions: int, width: int) -> None:
+        self.gradient_ND = np.zeros((positions, width), np.float32) + 1.0  # written to, so that its pages are there
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """See `energymt.pool.server.Server`."""
         return [
-            Reply(request.id, "echo", 0, np.zeros(len(request), np.float32), request.target.values)
-            for request in requests
+            Reply(request.id, "idle", 0, np.zeros(len(request), np.float32), self.gradient_ND) for request in requests
         ]
 
 
@@ -82,7 +87,7 @@ class Direct:
     """A transport to one replica, with no supervisor behind it; see `energymt.pool.client.Transport`."""
 
     replica: Any
-    name: str = "echo"
+    name: str = "idle"
 
     def view(self, fresh: bool) -> View:
         """The one."""

@@ -16,6 +16,7 @@ from energymt.decoding.inference import inference
 from energymt.errors import ConfigurationError, DataError
 from energymt.models.estimator import QualityEstimator, compare
 
+TOKENS, CPU_TOKENS = 4096, 512  # positions that go through the encoder at once; what a CPU gains by more is padding
 WINDOW = 2048  # lines whose inputs are sorted by length together; vectors of no more are held at once
 Ids = tuple[int, ...]
 Form = tuple[str, ...]
@@ -36,7 +37,7 @@ def score_lines(
     translations: Sequence[str],
     references: Sequence[str] | None = None,
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | None = None,
 ) -> list[float]:
     """One score a line, higher is better.
 
@@ -45,7 +46,7 @@ def score_lines(
     Args:
         estimator: any metric, on any device.
         tokens_per_batch: most positions that go through the encoder at once, padding included; an input that is longer
-            goes alone.
+            goes alone. None: 512 on a CPU, where a larger batch only has more padding; else 4,096.
 
     Raises:
         DataError: numbers of lines that differ, or a line that is no valid text.
@@ -55,6 +56,8 @@ def score_lines(
     _check(texts)
     if references is None and needs_references(estimator):
         raise ConfigurationError(f"A {estimator.config.metric} of this kind compares with references: give them too.")
+    if tokens_per_batch is None:
+        tokens_per_batch = CPU_TOKENS if estimator.device.type == "cpu" else TOKENS
     score = {"regression_metric": _separate, "referenceless_regression_metric": _separate, "xcomet_metric": _explained}
     scores: list[float] = []
     with inference(estimator):
