@@ -42,10 +42,10 @@ def trapped() -> QualityEstimator:
 
     activate = LearningCopy.activate
 
-    def deadly(self: LearningCopy, version: int) -> bool:
+    def deadly(self: LearningCopy, version: int, said: str) -> bool:
         if trap(os.getpid()).is_file():
             os.kill(os.getpid(), signal.SIGKILL)
-        return activate(self, version)
+        return activate(self, version, said)
 
     LearningCopy.activate = deadly  # type: ignore[method-assign]
     return braked()

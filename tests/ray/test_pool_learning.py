@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,12 @@ def test_a_state_goes_into_a_checkpoint_and_back(pool: str, tmp_path: Path) -> N
     assert again.metrics == pytest.approx(on.metrics, rel=1e-5)
     torch.testing.assert_close(scores_of(connection, again.version), wanted, rtol=0, atol=1e-6)
     torch.testing.assert_close(wanted, local_scores(alone(3)), rtol=0, atol=2e-5)
+
+    state = learner.state()
+    other = replace(state, arrays={"weights_P": state.arrays["weights_P"][:-1]})
+    with pytest.raises(EnergyUnavailable, match=r"holds [\d,]+ learnt weights and this pool learns [\d,]+"):
+        learner.restore(other)
+    torch.testing.assert_close(scores_of(connection, again.version), wanted, rtol=0, atol=1e-6)
 
     version = learner.restore(None)
     torch.testing.assert_close(scores_of(connection, version), local_scores(alone(0)), rtol=0, atol=1e-6)

@@ -44,6 +44,7 @@ class Copies:
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
         self.kept: WireState | None = None  # of the present version, for replicas to come
+        self.said = ""  # the digest of the present version, where it was prepared under this supervisor
         self.syncing: set[int] = set()
         self.lost = False
         self.tasks: set[asyncio.Task[None]] = set()
@@ -70,10 +71,10 @@ class Copies:
             await asyncio.sleep(PAUSE)
         return sorted(found)
 
-    async def release(self, version: int, ready: list[int]) -> None:
+    async def release(self, version: int, said: str, ready: list[int]) -> None:
         """From here on only this version may be served; those that prepared it switch now."""
         self.ground.fleet.release(version, time.monotonic())
-        self.kept = None
+        self.kept, self.said = None, said
         await asyncio.gather(*[self._activate(number, version) for number in ready])
         self._spawn(self._keep(version))
 
@@ -107,8 +108,10 @@ class Copies:
             else:
                 return found
 
-    async def prepare(self, version: int, sent: Any, part: LearnPart, last: dict[str, Any], until: float) -> list[int]:
-        """The replicas that hold the new version beside the old one, all the same."""
+    async def prepare(
+        self, version: int, sent: Any, part: LearnPart, last: dict[str, Any], until: float
+    ) -> tuple[str, list[int]]:
+        """The digest of the new version, and the replicas that hold it beside the old one."""
         numbers = self.ground.fleet.serving()
         limit = max(PAUSE, until - time.monotonic())
         work = [self._tried(self._ask(n, limit, "prepare", version, sent, part.options, last)) for n in numbers]
@@ -118,11 +121,13 @@ class Copies:
         right = Counter(digests.values()).most_common(1)[0][0]
         for number in [n for n, d in digests.items() if d != right]:
             self.ground.fleet.died(number, time.monotonic(), "its learnt weights are not those of the others")
-        return [number for number, found in digests.items() if found == right]
+        return right, [number for number, found in digests.items() if found == right]
 
-    async def _activate(self, number: int, version: int) -> None:
-        if await self._tried(self._ask(number, 30.0, "activate", version)):
+    async def _activate(self, number: int, version: int) -> bool:
+        done = bool(await self._tried(self._ask(number, 30.0, "activate", version, self.said)))
+        if done:
             self.ground.fleet.activated(number, version, time.monotonic())
+        return done
 
     async def _keep(self, version: int) -> None:
         """A copy of what was learnt, for the day when all replicas end at once."""
@@ -150,13 +155,20 @@ class Copies:
             if time.monotonic() > until:
                 raise RefusedError("unavailable", "no replica answers")
             await asyncio.sleep(PAUSE)
-        if state is None:
-            state = await self._tried(self._ask(numbers[0], CALL, "first", version))
-            if state is None:
-                raise RefusedError("unavailable", f"replica {numbers[0]} does not say where it began")
+        start: WireState | None = await self._tried(self._ask(numbers[0], CALL, "first", version))
+        if start is None:
+            raise RefusedError("unavailable", f"replica {numbers[0]} does not say where it began")
+        state = start if state is None else state
+        found, wanted = (len(item.arrays["weights_P"]) for item in (state, start))
+        if found != wanted:
+            raise RefusedError(
+                "failed",
+                f"the state holds {found:,} learnt weights and this pool learns {wanted:,}: it was saved by a pool of "
+                f"another estimator, or one that learns other parts",
+            )
         state = replace(state, version=version, last={**state.last, "version": version} if state.last else {})
         self.ground.fleet.release(version, time.monotonic())
-        self.kept, self.lost = state, False
+        self.kept, self.said, self.lost = state, "", False
         await asyncio.gather(*[self._install(number, state) for number in numbers])
         return state
 
@@ -171,11 +183,8 @@ class Copies:
     async def _sync(self, number: int) -> None:
         version = self.version
         try:
-            if await self._tried(self._ask(number, 30.0, "activate", version)):
-                self.ground.fleet.activated(number, version, time.monotonic())
-                self.lost = False
-                return
-            await self._install(number, await self.state(version))
+            if not (self.said and await self._activate(number, version)):
+                await self._install(number, await self.state(version))
             self.lost = False
         except RefusedError:
             self.lost = not self.ground.fleet.serving() and version == self.version

@@ -26,7 +26,7 @@ class LearningCopy:
 
     def __init__(self, server: Server, config: PoolConfig) -> None:
         assert config.learns is not None
-        self.server = server
+        self.server, self.said = server, ""
         self.learner = EstimatorLearner(
             server.estimator,
             config.learns,
@@ -50,10 +50,16 @@ class LearningCopy:
         """The new version beside the old one; its digest. Refuses to go on from another than the one before."""
         if version != self.learner.version + 1:
             raise RuntimeError(f"{self.server.name} holds version {self.learner.version} and cannot prepare {version}")
-        return self.learner.prepare(version, from_numpy(mean), options, last)
+        self.said = self.learner.prepare(version, from_numpy(mean), options, last)
+        return self.said
 
-    def activate(self, version: int) -> bool:
-        """Serve a prepared version from now on; False if it is not there."""
+    def activate(self, version: int, said: str) -> bool:
+        """Serve a prepared version from now on; False if it is not there, or is another than the one released.
+
+        A step that was given up may leave weights behind that have the number of the step taken instead.
+        """
+        if self.said != said:
+            return False
         done = self.learner.activate(version)
         self.server.version = self.learner.version
         return done

@@ -15,6 +15,7 @@ from energymt.pool import actors
 from energymt.pool.settings import PoolConfig, find_estimator
 from energymt.pool.supervisor import Supervisor
 
+FREE_SECONDS = 5.0  # that Ray takes at most to hear that an actor's resources are free again
 GROUP_SECONDS = 60.0  # for the resources of a pool
 ANSWER_SECONDS = 10.0  # for the supervisor
 RESTART_SECONDS = 60.0  # for a supervisor whose process ended and is being started again
@@ -59,14 +60,20 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
         raise
 
 
+def _short(need: dict[str, float], have: dict[str, float]) -> list[str]:
+    """Of what there is too little."""
+    return [kind for kind, amount in need.items() if amount > have.get(kind, 0.0) + 1e-6]
+
+
 def _reserve(name: str, config: PoolConfig) -> None:
     """Take the resources of the first replicas, or say what is missing."""
     need = {"CPU": config.cpus * config.replicas, "GPU": config.gpus * config.replicas}
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    for have, word in ((total, "has"), (free, "has free")):
-        short = [kind for kind, amount in need.items() if amount > have.get(kind, 0.0) + 1e-6]
-        if short:
+    until = time.monotonic() + FREE_SECONDS
+    for resources, word in ((ray.cluster_resources, "has"), (ray.available_resources, "has free")):
+        while short := _short(need, have := resources()):  # type: ignore[no-untyped-call]
+            if word == "has free" and time.monotonic() < until:
+                time.sleep(0.25)
+                continue
             wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in short)
             there = " and ".join(f"{have.get(kind, 0.0):g}" for kind in short)
             raise ResourceError(

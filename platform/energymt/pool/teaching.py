@@ -101,7 +101,7 @@ class Teaching:
         self.unseen.discard(number)
         if health.version > self.fleet.version:
             self.fleet.release(health.version, time.monotonic())
-            self.last, self.copies.kept = health.last, None
+            self.last, self.copies.kept, self.copies.said = health.last, None, ""
         elif health.version == self.fleet.version and not self.last:
             self.last = health.last
 
@@ -181,9 +181,9 @@ class Teaching:
         if not np.isfinite(mean).all():
             raise RefusedError("failed", "the gradient of the estimator is not finite; lower the learning rate")
         last = {"run": first.run, "step": first.step, "version": version + 1, "metrics": metrics}
-        ready = await copies.prepare(version + 1, ray.put(mean), first, last, until)
+        said, ready = await copies.prepare(version + 1, ray.put(mean), first, last, until)
         self.last = last
-        await copies.release(version + 1, ready)
+        await copies.release(version + 1, said, ready)
         return LearnReply(first.run, first.step, version + 1, metrics)
 
     async def _restore(self, state: WireState | None, until: float) -> int:
