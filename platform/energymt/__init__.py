@@ -8,7 +8,9 @@ The shape legend. A name that ends in capitals says its axes: `logits_BTV` is [s
     U  target positions with the end token (T + 1)
     V  vocabulary (the width of the logits)
     D  width of an embedding or a hidden state
-    K  candidates of one source sentence
+    K  candidates or samples of one source sentence
+    G  sources with candidates (a group each)
+    P  parts of a loss, each with a gradient of its own
     R  rows: any selection or repetition of sentences
     L  lengths that a length head tells apart
 
@@ -17,15 +19,17 @@ The map of the house. Science first: nothing in this block knows of Ray or MLflo
     records      what flows between the rooms: frozen dataclasses, a shape for each field
     operators    logits -> relaxed tokens (SX STL SG ST GX), and relaxed tokens -> expected embeddings
     projected    the same from last hidden states, in chunks of a large vocabulary
+    policy       kernels of REINFORCE and PPO
     energies     E(source, prediction) -> energy_B, differentiable, lower is better
     models       the translators: recurrent, transformer, masked; the quality estimator
     data         corpora, vocabularies, the bridge between two, batches, and the generated toy language
-    decoding     beam search, mask-predict, re-ranking
-    metrics      translation quality, energies, repetitions, significance
+    decoding     beam search, mask-predict, sampling, re-ranking
+    metrics      translation quality, correlations, significance, signs of gaming
 
 Around it: how a run lives.
 
     training     the one training loop
+    semisupervised  labelled and unlabelled losses in one step; `quality`, `balance`, `monitor`, `lessons` are its parts
     tracking     MLflow, the model registry
     pool         the energy pool: actors that serve scores and gradients
     cluster      Ray: start, check, launch

@@ -7,7 +7,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -33,12 +33,32 @@ class Progress:
     budget: int = 0  # the steps that the run was given when it was last started
 
 
-class Checkpoints:
-    """The checkpoints of a run: `last-<step>` to resume from (the two newest), `kept-<step>` the k best models."""
+@runtime_checkable
+class Stateful(Protocol):
+    """A method that has to remember more than the weights of its model."""
 
-    def __init__(self, folder: Path, keep_best: int = 1) -> None:
+    def save_state(self, folder: Path) -> None:
+        """Write files of its own into a checkpoint."""
+        ...
+
+    def load_state(self, folder: Path) -> None:
+        """Read them back."""
+        ...
+
+
+class Checkpoints:
+    """The checkpoints of a run: `last-<step>` to resume from (the two newest), `kept-<step>` the k best models.
+
+    Args:
+        folder: where.
+        keep_best: k.
+        method: what else has a state, if anything.
+    """
+
+    def __init__(self, folder: Path, keep_best: int = 1, method: object = None) -> None:
         self.folder = folder
         self.keep_best = keep_best
+        self.method = method if isinstance(method, Stateful) else None
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
         """Write a resumable checkpoint; older ones but the newest but one go, and the models that neither names."""
@@ -47,6 +67,8 @@ class Checkpoints:
             safetensors.torch.save_file(_trainable(model), part / WEIGHTS)
             safetensors.torch.save_file(_optimizer_tensors(optimizer), part / OPTIMIZER)
             (part / PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+            if self.method is not None:
+                self.method.save_state(part)
             write_manifest(part, {"step": progress.step})
         for old in self._numbered("last")[:-2]:
             shutil.rmtree(old)
@@ -68,6 +90,8 @@ class Checkpoints:
                 continue
             model.load_state_dict(safetensors.torch.load_file(path / WEIGHTS), strict=False)
             _load_optimizer(optimizer, safetensors.torch.load_file(path / OPTIMIZER))
+            if self.method is not None:
+                self.method.load_state(path)
             return Progress(**json.loads((path / PROGRESS).read_text(encoding="utf-8"))), " ".join(passed_over)
         return Progress(), " ".join(passed_over)
 

@@ -45,7 +45,7 @@ app = typer.Typer(
 for commands in (training.COMMANDS, translation.COMMANDS, estimation.COMMANDS, environment.COMMANDS):
     for command in commands:
         app.command()(command)
-app.add_typer(data.app, name="data", help="Judge translators' outputs, to train an estimator on.")
+app.add_typer(data.app, name="data", help="Judge translations, keep good pairs, find neighbours.")
 app.add_typer(models.app, name="models", help="Import, average, export and publish models.")
 app.add_typer(pool.app, name="pool", help="The energy pool: actors that serve scores and gradients.")
 app.add_typer(environment.config_app, name="config", help="Show what a trainable can be told.")

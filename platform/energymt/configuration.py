@@ -34,6 +34,20 @@ class VocabularyConfig(Section):
     """SentencePiece model of a new vocabulary; `word` keeps already segmented tokens whole."""
 
 
+class LoraSettings(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), which alone are trained."""
+
+    rank: PositiveInt = 8
+    """Rank of an adapter (Hu et al. §7.2: small ranks do as well as large ones)."""
+    alpha: PositiveFloat = 16.0
+    """An adapter's product is scaled by alpha / rank; tuning it is much like tuning the rate (Hu et al. §4.1)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of an adapter's input."""
+    targets: list[str] = []
+    """Ends of the names of the linear layers that get one, for example [q_proj, v_proj]; none: as peft does for the
+    family (T5 and BART: queries and values), or all attention projections of a family that it does not know."""
+
+
 class ModelConfig(Section):
     """Which network is trained, and from which weights."""
 
@@ -43,6 +57,9 @@ class ModelConfig(Section):
     """Fields of that size to change, for example {dropout: 0.3}."""
     init: str | None = None
     """Address of a model folder to start from; None starts from random weights. It overrides `variant`."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters alone, beside the frozen weights of `init`, a Hugging Face encoder-decoder (QE-EBM
+    publishes mBART-50 with bottleneck adapters); the finished model has them merged. None trains all weights."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -202,24 +219,29 @@ def _known_keys(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
     for part in path:
         if part not in schema.model_fields:
             return []
-        annotation = schema.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        inner = _section(schema.model_fields[part].annotation)
         if inner is None:
             return []
         schema = inner
     return list(schema.model_fields)
 
 
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also where it may be left out."""
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
 def describe_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     """One line a key: its dotted name, its default, and what its docstring says."""
     lines: list[str] = []
     for name, field in schema.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            lines += describe_keys(annotation, f"{prefix}{name}.")
+        section = _section(field.annotation)
+        if section is field.annotation and section is not None:
+            lines += describe_keys(section, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         text = " ".join((field.description or "").split())
         lines.append(f"{prefix}{name} ({default}): {text}")
+        lines += [] if section is None else describe_keys(section, f"{prefix}{name}.")
     return lines

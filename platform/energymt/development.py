@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from energymt.configuration import TrainingConfig
 from energymt.data.batching import EncodedCorpus, StepPlan, collate
 from energymt.data.corpus import Corpus
+from energymt.decoding.rerank import Translation
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.energies import AutoregressiveEnergy
 from energymt.metrics.translation import evaluate
@@ -17,12 +20,23 @@ from energymt.records import Prediction
 TOKENS_AT_ONCE = 8192
 
 
-def translation_scores(
+def translate_dev(
     model: AutoregressiveModel | NonautoregressiveModel, corpus: Corpus, iterations: int = 1
-) -> dict[str, float]:
-    """BLEU, chrF, repeated-token rate and length ratio of greedy (or mask-predict) translations of a dev corpus."""
+) -> list[Translation]:
+    """Greedy (or mask-predict) translations of a dev corpus."""
     options = DecodingOptions(beam=1, length_beam=1, iterations=iterations, tokens_per_batch=TOKENS_AT_ONCE)
-    outputs = [candidates[0] for candidates in Translator(model, options).translate(corpus.source)]
+    return [candidates[0] for candidates in Translator(model, options).translate(corpus.source)]
+
+
+def translation_scores(
+    model: AutoregressiveModel | NonautoregressiveModel,
+    corpus: Corpus,
+    iterations: int = 1,
+    *,
+    outputs: Sequence[Translation] | None = None,
+) -> dict[str, float]:
+    """BLEU, chrF, repeated-token rate and length ratio of `translate_dev`; of `outputs` where that was done already."""
+    outputs = translate_dev(model, corpus, iterations) if outputs is None else outputs
     assert corpus.target is not None
     references = [model.vocabulary.as_plain_text(text) for text in corpus.target]
     scores = evaluate(

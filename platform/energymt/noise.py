@@ -36,16 +36,18 @@ class Noise:
         """Gumbel(0, 1) noise [B, length, stop - start] for the tokens start..stop-1 of the vocabulary."""
         return -torch.log(-torch.log(self.uniform(length, start, stop, dtype)))
 
-    def uniform(self, length: int, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform noise in (0, 1), [B, length, stop - start], under the same key."""
+    def uniform(
+        self, length: int, start: int, stop: int, dtype: torch.dtype = torch.float32, *, first: int = 0
+    ) -> Tensor:
+        """Uniform noise in (0, 1), [B, length, stop - start], under the same key; of the positions from `first` on."""
         device = self.sentence_ids_B.device
         key_B = _mix64(self.sentence_ids_B ^ _mix64(torch.tensor(self.seed * 8191 + self.stream, device=device)))
         key_B = _mix64(key_B + self.step)
-        positions_T = torch.arange(length, device=device)
+        positions_T = torch.arange(first, first + length, device=device)
         key_BT1 = _mix64(key_B[:, None] ^ (positions_T * 0x632BE59BD9B4E019))[..., None]
-        first, second = _as_int32(key_BT1), _as_int32(key_BT1 >> 32)
+        low, high = _as_int32(key_BT1), _as_int32(key_BT1 >> 32)
         tokens_V = _as_int32(torch.arange(start, stop, device=device) * 0x9E3779B9)
-        bits = _mix32(tokens_V ^ first, second)
+        bits = _mix32(tokens_V ^ low, high)
         # 24 bits, shifted by a half: u is never 0 nor 1, and both logarithms are finite.
         return (_shift32(bits, 8).to(dtype) + 0.5) / float(1 << 24)
 

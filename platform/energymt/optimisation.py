@@ -4,11 +4,15 @@ Gradients are *summed* over workers, each micro-batch already divided by the glo
 4 × 2 accumulated and 2 workers give the same step, also when a worker gets no micro-batch at all.
 (DistributedDataParallel averages instead, and waits for workers that have nothing to send.)
 Dropout is seeded by (seed, step, micro-batch), so it does not depend on the number of workers either.
+
+The parts of a mixture are differentiated one by one and weighed when all gradients are known; while one of them waits
+for an answer from elsewhere, the others are computed.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import torch
@@ -18,11 +22,17 @@ from torch import nn
 from energymt.configuration import OptimizerConfig, TrainingConfig
 from energymt.errors import ConfigurationError, DivergenceError
 from energymt.models.network import Network
-from energymt.records import Batch, Step, Term
+from energymt.records import Batch, Mixture, Pending, Step, Term
+
+AHEAD = 2  # micro-batches of a part whose terms wait for an answer at the same time
+PLACES = 1 << 16  # more than a part has micro-batches, so that no two micro-batches of a step share their dropout
+
+Gradient = list[torch.Tensor | None]
+"""Of each parameter that learns."""
 
 
 def optimise(
-    step: Step,
+    step: Step | Mixture,
     model: Network,
     optimizer: torch.optim.Optimizer,
     fabric: Fabric,
@@ -35,30 +45,112 @@ def optimise(
     Raises:
         DivergenceError: loss or gradient not finite; the weights are as they were.
     """
-    totals = global_counts(step, fabric)
-    sums = dict.fromkeys(step.terms, 0.0)
-    optimizer.zero_grad(set_to_none=True)
-    for index, batch in enumerate(step.micro_batches):
-        seed_dropout(config.seed, number, fabric.global_rank + index * fabric.world_size)
-        with fabric.autocast():
-            terms = step.losses(batch.to(fabric.device))
-        loss = torch.stack([t.weight * t.sum.float() / totals[t.name] for t in terms if totals[t.name] > 0]).sum()
-        require_finite(loss, terms, batch, number, index)
-        loss.backward()
-        for term in terms:
-            sums[term.name] += term.sum.item()
+    parts = step.parts if isinstance(step, Mixture) else {"": step}
     parameters = [p for p in model.parameters() if p.requires_grad]
-    sum_gradients(fabric, parameters)
+    metrics: dict[str, float] = {}
+    optimizer.zero_grad(set_to_none=True)
+    runs = [_Run(part, place, fabric, config, number) for place, part in enumerate(parts.values())]
+    for run in runs:
+        run.begin()
+    gradients: list[Gradient] = []
+    for run in reversed(runs):
+        run.end()
+        metrics |= run.means()
+        sum_gradients(fabric, parameters)
+        if isinstance(step, Mixture):
+            gradients.insert(0, _taken(parameters))
+    if isinstance(step, Mixture):
+        metrics |= _mix(step, gradients, parameters, metrics)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm).item()
     if not math.isfinite(norm):
         raise DivergenceError(f"The gradient is not finite at step {number + 1}: {_advice(number)}")
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
     optimizer.step()
-    reduced = _sum_over_workers(fabric, list(sums.values()))
-    means = {name: value / totals[name] for name, value in zip(step.terms, reduced, strict=True) if totals[name] > 0}
-    metrics = {f"train/{name}": value for name, value in means.items()}
-    return {**metrics, "train/gradient_norm": norm, "time/tokens": _target_tokens(step, fabric)}
+    more = step.more() if isinstance(step, Mixture) else {}
+    metrics = {f"train/{name}": value for name, value in {**metrics, **more}.items()}
+    tokens = sum(_target_tokens(part, fabric) for part in parts.values())
+    return {**metrics, "train/gradient_norm": norm, "time/tokens": tokens}
+
+
+class _Run:
+    """A part of a step on its way: micro-batches whose terms wait for an answer are a few ahead of the others."""
+
+    def __init__(self, step: Step, place: int, fabric: Fabric, config: TrainingConfig, number: int) -> None:
+        self.step, self.place, self.fabric, self.config, self.number = step, place, fabric, config, number
+        self.totals = global_counts(step, fabric)
+        self.sums = dict.fromkeys(step.terms, 0.0)
+        self.coming = iter(enumerate(step.micro_batches))
+        self.begun: deque[tuple[int, Batch, list[Term] | Pending]] = deque()
+
+    def begin(self) -> None:
+        """Begin micro-batches until one is ready or enough are in flight."""
+        while len(self.begun) < AHEAD and not (self.begun and isinstance(self.begun[-1][2], list)):
+            index, batch = next(self.coming, (-1, None))
+            if batch is None:
+                return
+            turn = self.fabric.global_rank + index * self.fabric.world_size
+            seed_dropout(self.config.seed, self.number, turn + PLACES * self.place)
+            with self.fabric.autocast():
+                self.begun.append((index, batch, self.step.losses(batch.to(self.fabric.device))))
+
+    def end(self) -> None:
+        """Every micro-batch to its backward pass."""
+        while self.begun:
+            index, batch, found = self.begun.popleft()
+            if not isinstance(found, list):
+                self.begin()
+                with self.fabric.autocast():
+                    found = found()
+            totals = self.totals
+            loss = torch.stack([t.weight * t.sum.float() / totals[t.name] for t in found if totals[t.name] > 0]).sum()
+            require_finite(loss, found, batch, self.number, index)
+            loss.backward()
+            for term in found:
+                self.sums[term.name] += term.sum.item()
+            del found, loss
+            self.begin()
+
+    def means(self) -> dict[str, float]:
+        """Of each term, over micro-batches and workers."""
+        reduced = _sum_over_workers(self.fabric, list(self.sums.values()))
+        pairs = zip(self.step.terms, reduced, strict=True)
+        return {name: value / self.totals[name] for name, value in pairs if self.totals[name] > 0}
+
+
+def _taken(parameters: list[nn.Parameter]) -> Gradient:
+    """The gradients of the parameters, which have none from then on."""
+    found = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return found
+
+
+def _mix(
+    step: Mixture, gradients: list[Gradient], parameters: list[nn.Parameter], means: dict[str, float]
+) -> dict[str, float]:
+    """Put the weighted sum of the parts' gradients in place; returns norms, cosines and weights for the log."""
+    gram_PP = torch.tensor([[_product(first, second) for second in gradients] for first in gradients]).double()
+    weights = step.weigh(gram_PP, means)
+    for place, parameter in enumerate(parameters):
+        for weight, found in zip(weights, gradients, strict=True):
+            share = found[place]
+            if weight != 0.0 and share is not None:
+                parameter.grad = weight * share if parameter.grad is None else parameter.grad.add_(share, alpha=weight)
+    names, norms_P = list(step.parts), gram_PP.diagonal().sqrt()
+    metrics = {f"weight_{name}": weight for name, weight in zip(names, weights, strict=True)}
+    metrics |= {f"norm_{name}": norm for name, norm in zip(names, norms_P.tolist(), strict=True)}
+    if len(names) == 2 and norms_P.min() > 0:
+        metrics["gradient_cosine"] = float(gram_PP[0, 1] / norms_P.prod())
+        metrics["gradient_ratio"] = float(weights[0] * norms_P[0] / (weights[1] * norms_P[1])) if weights[1] else 0.0
+    return metrics
+
+
+def _product(first: Gradient, second: Gradient) -> float:
+    """The scalar product of two gradients."""
+    pairs = zip(first, second, strict=True)
+    products = [torch.sum(a.double() * b.double()) for a, b in pairs if a is not None and b is not None]
+    return float(torch.stack(products).sum()) if products else 0.0
 
 
 def global_counts(step: Step, fabric: Fabric) -> dict[str, float]:

@@ -12,6 +12,8 @@ from energymt.data.corpus import Corpus, read_corpus
 from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, require_same
 from energymt.errors import ConfigurationError
 from energymt.models import TranslationModel, load_translator, make_translator
+from energymt.models.adapters import adapt_translator
+from energymt.models.transformer import TransformerTranslator
 from energymt.storage import fetch
 
 
@@ -20,6 +22,7 @@ class Text:
     """Training and development text, and the same as token ids."""
 
     vocabulary: Vocabulary
+    train_corpus: Corpus
     train: EncodedCorpus
     dev_corpus: Corpus
     dev: EncodedCorpus
@@ -37,7 +40,7 @@ def prepare_text(config: TrainingConfig) -> Text:
     train = encode_corpus(train_corpus, vocabulary, config.train.max_source_tokens, config.train.max_target_tokens)
     dev = encode_corpus(dev_corpus, vocabulary, config.dev.max_source_tokens, config.dev.max_target_tokens)
     plan = StepPlan(train, config.tokens_per_step, config.tokens_per_micro_batch, config.seed)
-    return Text(vocabulary, train, dev_corpus, dev, plan)
+    return Text(vocabulary, train_corpus, train, dev_corpus, dev, plan)
 
 
 def open_vocabulary(config: TrainingConfig, corpus: Corpus) -> Vocabulary:
@@ -56,15 +59,28 @@ def open_vocabulary(config: TrainingConfig, corpus: Corpus) -> Vocabulary:
 
 
 def open_model(config: TrainingConfig, vocabulary: Vocabulary) -> TranslationModel:
-    """The network to train: a copy of `model.init`, or a new one of the named size.
+    """The network to train: a copy of `model.init`, with adapters where they are asked for, or a new one.
 
     Raises:
-        ConfigurationError: `vocabulary.path` is not the vocabulary of `model.init`, or a size is impossible.
+        ConfigurationError: `vocabulary.path` is not the vocabulary of `model.init`, a size is impossible, or the
+            network cannot have the adapters.
     """
     if config.model.init is not None:
         model = load_translator(fetch(config.model.init))
         require_same(vocabulary, model.vocabulary, f"vocabulary.path {config.vocabulary.path}", config.model.init)
+        if config.model.lora is not None:
+            if not isinstance(model, TransformerTranslator):
+                raise ConfigurationError(
+                    f"model.lora is for Hugging Face encoder-decoders, and {config.model.init} is a "
+                    f"{model.architecture} translator: drop model.lora."
+                )
+            adapt_translator(model.network, config.model.lora)
         return model
+    if config.model.lora is not None:
+        raise ConfigurationError(
+            "model.lora trains adapters beside the weights of a model that has learnt something: name it by "
+            "model.init, or drop model.lora."
+        )
     return make_translator(config.model.variant, vocabulary, **config.model.changes)
 
 

@@ -6,7 +6,7 @@ V vocabulary, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,6 +75,9 @@ class StepBatch:
     step: int  # global optimizer step, counted from 0
     epoch: int
     micro_batches: tuple[Batch, ...]
+    unlabelled: tuple[Batch, ...] = ()  # sources without a target, for methods that learn from them
+    rank: int = 0
+    world: int = 1  # workers
 
 
 @dataclass(frozen=True)
@@ -179,22 +182,41 @@ class Term:
     weight: float = 1.0
 
 
+Pending = Callable[[], list[Term]]
+"""Terms that wait for an answer from elsewhere (a pool's energy, say)."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimizer step, handed from a trainable to the loop.
 
-    `losses(batch)` gives the terms of one micro-batch; `counts(batch)` gives the count of each of its terms, known
-    before any forward pass, so that the loop can sum counts over workers first. `terms` names them all, also for a
-    worker to which no micro-batch falls.
+    `losses(batch)` gives the terms of one micro-batch, or what waits for them; `counts(batch)` gives the count of each
+    of its terms, known before any forward pass, so that the loop can sum counts over workers first. `terms` names them
+    all, also for a worker to which no micro-batch falls.
     """
 
     terms: tuple[str, ...]
     micro_batches: Sequence[Batch]
-    losses: Callable[[Batch], list[Term]]
+    losses: Callable[[Batch], list[Term] | Pending]
     counts: Callable[[Batch], dict[str, float]]
 
 
-Steps = Iterator[Step]
+@dataclass(frozen=True)
+class Mixture:
+    """One optimizer step whose gradient is a weighted sum of the gradients of several parts, known one by one.
+
+    `weigh(gram_PP, means)` is given the scalar products of the parts' gradients (float64, in the order of `parts`) and
+    the mean of every term, and returns a weight for each part. The parts are begun in their order, and ended in the
+    reverse one: put first what waits for an answer from elsewhere.
+    """
+
+    parts: Mapping[str, Step]
+    weigh: Callable[[Tensor, Mapping[str, float]], list[float]]
+    more: Callable[[], dict[str, float]] = dict
+    """What else to log, asked for when the step was taken."""
+
+
+Steps = Iterator[Step | Mixture]
 
 
 @dataclass(frozen=True)

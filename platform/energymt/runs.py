@@ -17,7 +17,7 @@ import shutil
 import signal
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,9 @@ def train(
             tracker.metrics(values, step)
             echo(line(step, config.steps, values))
 
-        result = fit(trainable, fabric, folder / CHECKPOINTS, report, stop)
+        with ExitStack() as held:
+            held.callback(getattr(trainable, "close", lambda: None))
+            result = fit(trainable, fabric, folder / CHECKPOINTS, report, stop)
     if not result.interrupted and fabric.is_global_zero:
         save_model(trainable, result, folder, name)
         tracker.metrics(

@@ -23,11 +23,11 @@ from lightning.fabric import Fabric
 
 from energymt.checkpoints import Checkpoints, Progress
 from energymt.configuration import TrainingConfig
-from energymt.data.batching import StepPlan
+from energymt.data.batching import Plan
 from energymt.errors import DivergenceError
 from energymt.models.network import Network
 from energymt.optimisation import learning_rate, make_optimizer, optimise
-from energymt.records import Step, StepBatch
+from energymt.records import Mixture, Step, StepBatch
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ class Trainable(Protocol):
     HIGHER_IS_BETTER: bool
     config: TrainingConfig
     model: Network
-    plan: StepPlan
+    plan: Plan
 
-    def steps(self, batch: StepBatch) -> Iterator[Step]:
+    def steps(self, batch: StepBatch) -> Iterator[Step | Mixture]:
         """The optimizer steps that this batch gives."""
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Dev values of the current model, `METRIC` among them."""
+        """Dev values of the current model, `METRIC` among them; a `dev/stop` above 0 ends the run."""
         ...
 
 
@@ -78,7 +78,7 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
     config, model, stop = trainable.config, trainable.model, stop or Stop()
     model.to(fabric.device)
     optimizer = make_optimizer(model, config.optimizer)
-    checkpoints = Checkpoints(folder, config.keep_best)
+    checkpoints = Checkpoints(folder, config.keep_best, trainable)
     progress, passed_over = checkpoints.resume(model, optimizer)
     damage = f"{passed_over} {checkpoints.leave_out_damaged(progress, trainable.HIGHER_IS_BETTER)}".strip()
     if damage and fabric.is_global_zero:
@@ -132,6 +132,7 @@ def assess(trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progr
     else:
         progress.evaluations_without_gain += 1
         progress.stopped_early = progress.evaluations_without_gain >= trainable.config.patience
+    progress.stopped_early |= values.get("dev/stop", 0.0) > 0
     if fabric.is_global_zero:
         checkpoints.keep(trainable.model, progress, value, trainable.HIGHER_IS_BETTER)
     progress.kept = fabric.broadcast(progress.kept)

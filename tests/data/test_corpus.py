@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from energymt.data.corpus import Corpus, DataConfig, read_corpus, write_tsv
+from energymt.data.corpus import Corpus, DataConfig, read_columns, read_corpus, write_tsv
 from energymt.errors import ConfigurationError, DataError, EnergymtError
 
 TSV = 'de\ten\nein "Hund\ta dog"\nzwei  Katzen\ttwo cats\n'
@@ -84,6 +84,45 @@ def test_source_alone(tmp_path: Path) -> None:
 def test_first_rows_alone(tmp_path: Path) -> None:
     config = DataConfig(path=write(tmp_path / "a.tsv", TSV), source="de", target="en", rows=1)
     assert read_corpus(config).source == PAIRS[0][:1]
+
+
+def shared(path: Path, share: float, seed: int = 1, count: int = 40) -> Corpus:
+    """A share of a file of numbered pairs."""
+    write(path, "de\ten\n" + "".join(f"s{row}\tt{row}\n" for row in range(count)))
+    return read_corpus(DataConfig(path=str(path), source="de", target="en", share=share, share_seed=seed))
+
+
+def test_a_random_share_of_the_pairs(tmp_path: Path) -> None:
+    labelled = shared(tmp_path / "a.tsv", 0.2)
+    rows = [int(text[1:]) for text in labelled.source]
+    assert rows == [0, 6, 7, 9, 17, 22, 23, 28], "the same on every machine, in the order of the file"
+    assert labelled.target == [f"t{row}" for row in rows]
+    assert labelled.origin == f"share 0.2 (seed 1) of {tmp_path}/a.tsv (de → en)"
+    assert shared(tmp_path / "b.tsv", 0.2).source == labelled.source
+    assert shared(tmp_path / "a.tsv", 0.2, seed=2).source != labelled.source
+    assert set(labelled.source) < set(shared(tmp_path / "a.tsv", 0.5).source)
+    assert len(shared(tmp_path / "a.tsv", 0.5)) == 20
+    whole = DataConfig(path=str(tmp_path / "a.tsv"), source="de")
+    assert read_corpus(whole, need_target=False).source == [f"s{row}" for row in range(40)]
+    sources = read_corpus(whole.model_copy(update={"share": 0.2}), need_target=False)
+    assert (sources.source, sources.target) == (labelled.source, None)
+
+
+def test_a_share_is_of_the_rows_that_are_read(tmp_path: Path) -> None:
+    shared(tmp_path / "a.tsv", 1.0)
+    config = DataConfig(path=str(tmp_path / "a.tsv"), source="de", target="en", share=0.5, rows=10)
+    corpus, beside = read_columns(config, ["en"])
+    assert corpus.source == shared(tmp_path / "b.tsv", 0.5, count=10).source
+    assert [value for _, value in beside["en"]] == corpus.target, "what stands beside the text is drawn with it"
+    assert [place for place, _ in beside["en"]] == [f"{config.path}:{int(text[1:]) + 2}" for text in corpus.source]
+
+
+def test_a_share_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"share of 0\.01 of the 40 pairs of .*a\.tsv is none; raise share\.$"):
+        shared(tmp_path / "a.tsv", 0.01)
+    for share in (0, -0.5, 1.01, float("nan")):
+        with pytest.raises(ValidationError, match="share"):
+            DataConfig(path="a.tsv", share=share)
 
 
 def test_line_breaks_inside_of_a_text_become_spaces(tmp_path: Path) -> None:

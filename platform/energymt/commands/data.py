@@ -1,4 +1,4 @@
-"""`energymt data judge`."""
+"""`energymt data judge`, and the group of all commands on data."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from energymt.commands import selection
 from energymt.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True)
+for name, command in selection.COMMANDS.items():
+    app.command(name)(command)
 
 
 @app.callback()
 def data() -> None:
-    """Make data of data."""
+    """Judge translators' outputs, keep good pairs, find the neighbours of sentences."""
 
 
 @app.command()

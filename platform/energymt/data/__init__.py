@@ -11,5 +11,8 @@ The rooms of this floor:
     judgements  translations with a score each
     corruption  translations made worse on purpose
     batching    Corpus -> ids -> optimizer steps, cut by tokens and by length
+    pairing     labelled and unlabelled steps side by side
+    selection   pairs that a quality estimator finds good
+    neighbours  the nearest unlabelled sources of each labelled one, by sentence_vectors
     toy         the generated language pair
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -98,6 +99,17 @@ def collate(encoded: EncodedCorpus, indices: Sequence[int]) -> Batch:
     )
 
 
+class Plan(Protocol):
+    """What gives the batches of a run, from any step on."""
+
+    encoded: EncodedCorpus
+    steps_per_epoch: int
+
+    def iterate(self, start_step: int = 0, rank: int = 0, world: int = 1) -> Iterator[StepBatch]:
+        """Steps without end from the global step `start_step` on, for worker `rank` of `world`."""
+        ...
+
+
 class StepPlan:
     """How every epoch is cut: sentences of like length into micro-batches, micro-batches into optimizer steps.
 
@@ -153,7 +165,8 @@ class StepPlan:
         while True:
             for micro_batches in self.epoch(number)[skipped:]:
                 share = micro_batches[rank::world]
-                yield StepBatch(step, number, tuple(collate(self.encoded, chosen) for chosen in share))
+                batches = tuple(collate(self.encoded, chosen) for chosen in share)
+                yield StepBatch(step, number, batches, rank=rank, world=world)
                 step += 1
             number, skipped = number + 1, 0
 

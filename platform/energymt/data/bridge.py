@@ -122,6 +122,17 @@ class Bridge:
         encoded = self._tokenizer(texts, verbose=False).input_ids
         return Source(*pad(encoded, self.estimator.pad_id)).to(source.ids_BS.device)
 
+    def target(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The text of translations as the estimator splits it, without special tokens: ids and mask [B, T']."""
+        rows = [ids[kept].tolist() for ids, kept in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)]
+        ids, mask = self.split([self.translator.decode(row) for row in rows])
+        return ids.to(ids_BT.device), mask.to(ids_BT.device)
+
+    def split(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Texts in the estimator's tokens, without special ones: ids and mask [B, T]."""
+        encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+        return pad(encoded, self.estimator.pad_id)
+
 
 def written(vocabulary: Vocabulary) -> list[str | None]:
     """What each token writes, with `▁` for the space before a word; None for what writes no text by itself.

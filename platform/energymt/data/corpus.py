@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from energymt.data.formats import Records, find, pick, read_hub, read_jsonl, read_text, read_tsv
 from energymt.errors import ConfigurationError, DataError
@@ -48,6 +49,11 @@ class DataConfig(BaseModel):
     """How segmented pieces grow together in output: "@@" (at the end of a piece that goes on), "▁" (SentencePiece)."""
     rows: PositiveInt | None = None
     """Read this many pairs from the start; None reads all."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Read a random share of the pairs, drawn by share_seed; 0.2 is QE-EBM's labelled share. The same path without a
+    target and with all pairs is then the unlabelled text."""
+    share_seed: int = Field(default=1, ge=0)
+    """Seed of the share. A larger share with the same seed holds all pairs of a smaller one."""
     max_source_tokens: PositiveInt = 250
     """Longest source, in tokens with the end token; longer pairs are left out. Models have room for 256 with all
     start tokens and language codes."""
@@ -109,7 +115,21 @@ def read_columns(
         raise DataError(f"{config.path} holds no sentence; check that it was written to its end.")
     shown = config.target_path if kind == "text" else f"{source} → {target}" if target else source
     origin = f"{config.path} ({shown})" if shown else config.path
+    if config.share < 1:
+        rows = _drawn(config, len(sources))
+        sources, targets = [sources[row] for row in rows], [targets[row] for row in rows if targets]
+        beside = {name: [values[row] for row in rows] for name, values in beside.items()}
+        origin = f"share {config.share:g} (seed {config.share_seed}) of {origin}"
     return Corpus(sources, None if target is None else targets, origin, config.segmented), beside
+
+
+def _drawn(config: DataConfig, count: int) -> list[int]:
+    """The rows of the random share, in their order: a function of seed, number of rows and share alone."""
+    kept = round(config.share * count)
+    if not kept:
+        raise DataError(f"A share of {config.share:g} of the {count:,} pairs of {config.path} is none; raise share.")
+    drawn: list[int] = np.sort(np.random.default_rng(config.share_seed).permutation(count)[:kept]).tolist()
+    return drawn
 
 
 def _format(config: DataConfig) -> str:

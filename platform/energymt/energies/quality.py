@@ -10,6 +10,9 @@ its own tokens around it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,23 @@ from energymt.operators import Noise
 from energymt.records import Prediction, SoftTarget, Source
 
 QUALITY_STREAM = 2  # Gumbel noise of its own; 0 and 1 are those of an autoregressive energy beside it
+
+
+class PromisedScores(Protocol):
+    """Scores on their way."""
+
+    def result(self) -> Tensor:
+        """score_B, when it is there."""
+        ...
+
+
+@runtime_checkable
+class Asynchronous(Protocol):
+    """An estimator in another process, which can be asked now and listened to later."""
+
+    def submit(self, source: Source, target: SoftTarget) -> PromisedScores:
+        """Ask; several questions may be in flight."""
+        ...
 
 
 class QualityEnergy:
@@ -57,15 +77,28 @@ class QualityEnergy:
         Raises:
             ConfigurationError: a prediction over another vocabulary.
         """
+        return self.begin(source, prediction)()
+
+    def begin(self, source: Source, prediction: Prediction) -> Callable[[], Tensor]:
+        """The same, asked for at once and waited for when it is called; an estimator elsewhere computes meanwhile."""
         noise = None if prediction.noise is None else prediction.noise.draw(QUALITY_STREAM)
         ids_BT, emb_BTD = relaxed(self.feed, prediction, self.table_VD, noise)
-        return self._energy(source, ids_BT, emb_BTD, prediction.mask_BT)
+        rows_BT = None if ids_BT is None else self.bridge.rows(ids_BT)
+        return self._begin(source, SoftTarget(rows_BT, emb_BTD, prediction.mask_BT))
 
     @torch.no_grad()
     def discrete(self, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The energy of discrete translations in the translator's own segmentation, [B]."""
         ids_BT = ids_BT.masked_fill(~mask_BT, self.vocabulary.pad_id)
-        return self._energy(source, ids_BT, nn.functional.embedding(ids_BT, self.table_VD), mask_BT)
+        emb_BTD = nn.functional.embedding(ids_BT, self.table_VD)
+        return self._begin(source, SoftTarget(self.bridge.rows(ids_BT), emb_BTD, mask_BT))()
+
+    @torch.no_grad()
+    def begin_text(self, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Callable[[], Tensor]:
+        """The energy of the text that discrete translations write, as the estimator splits it, [B]; see `begin`."""
+        ids_BT, mask_BT = self.bridge.target(ids_BT, mask_BT)
+        emb_BTD = nn.functional.embedding(ids_BT, self.estimator.table_VD)
+        return self._begin(source, SoftTarget(ids_BT, emb_BTD, mask_BT))
 
     @torch.no_grad()
     def covered_mass(self, prediction: Prediction) -> Tensor:
@@ -78,9 +111,13 @@ class QualityEnergy:
         lost_BT = (1.0 - mass_BT).masked_fill(~prediction.mask_BT, 0.0)
         return 1.0 - lost_BT.sum(1) / prediction.mask_BT.sum(1).clamp(min=1)
 
-    def _energy(self, source: Source, ids_BT: Tensor | None, emb_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        rows_BT = None if ids_BT is None else self.bridge.rows(ids_BT)
-        return -self.estimator(self.bridge.source(source), SoftTarget(rows_BT, emb_BTD, mask_BT))
+    def _begin(self, source: Source, target: SoftTarget) -> Callable[[], Tensor]:
+        source = self.bridge.source(source)
+        if isinstance(self.estimator, Asynchronous):
+            ticket = self.estimator.submit(source, target)
+            return lambda: -ticket.result()
+        energy_B = -self.estimator(source, target)
+        return lambda: energy_B
 
 
 def relaxed(name: str, prediction: Prediction, table_VD: Tensor, noise: Noise | None) -> tuple[Tensor | None, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
@@ -22,6 +22,7 @@ from energymt.models.pretrained import without_bars
 ESTIMATOR_FILE = QualityEstimator.FILE
 ENCODER_WEIGHTS_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
+TABLE = "word_embeddings.weight"  # of XLM-R, XLM-R-XL and BERT alike
 ENCODER = "encoder."  # what the encoder's weights are called in a state
 
 
@@ -81,6 +82,29 @@ def load_estimator(folder: Path | str, order: Order = "comet") -> QualityEstimat
     estimator.eval().requires_grad_(False)
     _require_identity(estimator)
     return estimator
+
+
+def load_table(folder: Path | str) -> tuple[Tensor, HubVocabulary]:
+    """The token embeddings and the vocabulary of an estimator alone, for whoever mixes rows and is scored elsewhere.
+
+    The table is mapped into memory, one copy for all processes of a machine.
+
+    Raises:
+        StorageError: the folder holds no estimator, or a damaged one.
+    """
+    folder = Path(folder)
+    vocabulary = load_vocabulary(folder)
+    try:
+        with safe_open(folder / ENCODER_WEIGHTS_FILE, framework="pt") as file:
+            (name,) = [name for name in file.keys() if name.endswith(TABLE)]  # noqa: SIM118 - no mapping
+            table_VD: Tensor = file.get_tensor(name)[: vocabulary.size].float()
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise StorageError(
+            f"No embeddings can be read from {folder} ({reason}); copy the whole folder again."
+        ) from None
+    assert isinstance(vocabulary, HubVocabulary)
+    return table_VD, vocabulary
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:

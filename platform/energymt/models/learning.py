@@ -20,11 +20,11 @@ from torch.func import functional_call
 
 from energymt.energies.contrastive import Form, contrastive_loss, first_of
 from energymt.errors import ConfigurationError
+from energymt.models.adapters import ADAPTER, add_adapters
 from energymt.models.estimator import QualityEstimator
 from energymt.records import SoftTarget, Source
 
 Learns = Literal["head", "lora", "all"]
-LORA = "lora_"  # what peft calls the weights of an adapter
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class EstimatorLearner:
         self, estimator: QualityEstimator, learns: Learns, *, rank: int = 8, budget: int = 4096, version: int = 0
     ) -> None:
         if learns == "lora":
-            _add_adapters(estimator, rank)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # every copy begins with the same
+                add_adapters(estimator.encoder, ["query", "value"], rank, alpha=rank)
         self.estimator, self.budget = estimator.eval().requires_grad_(False), budget
         self.parameters = {name: p for name, p in estimator.named_parameters() if _is_learnt(name, learns, estimator)}
         if not self.parameters:
@@ -206,17 +208,7 @@ def _is_learnt(name: str, learns: Learns, estimator: QualityEstimator) -> bool:
     if learns == "all":
         table = estimator.encoder.get_input_embeddings().weight
         return estimator.get_parameter(name) is not table
-    return name.startswith(("head.", "mix.")) or (learns == "lora" and LORA in name)
-
-
-def _add_adapters(estimator: QualityEstimator, rank: int) -> None:
-    """Low-rank adapters on queries and values; they change nothing until they have learnt."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=["query", "value"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # every copy begins with the same
-        inject_adapter_in_model(config, estimator.encoder)
+    return name.startswith(("head.", "mix.")) or (learns == "lora" and ADAPTER in name)
 
 
 def _pieces(lesson: Lesson, budget: int) -> Iterator[Lesson]:

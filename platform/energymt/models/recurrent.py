@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.models.translator import AutoregressiveModel, LengthHead, Memory, NonautoregressiveModel
-from energymt.records import Source
+from energymt.records import Projection, Source
 
 LstmState = tuple[Tensor, Tensor]
 
@@ -118,13 +118,13 @@ class RecurrentTranslator(AutoregressiveModel):
         return Memory(self.encoder(self.embedding(source.ids_BS), source.mask_BS), source.mask_BS)
 
     def decode(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        return self.decode_soft(memory, self.embedding(target_BT), mask_BT)
+        return self.decode_projection(memory, target_BT, mask_BT).logits()
+
+    def decode_projection(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Projection:
+        return self._run(memory, self.embedding(target_BT))
 
     def decode_soft(self, memory: Memory, emb_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        # Padding stands at the end and the LSTM runs forwards: it never reaches a real position.
-        start = self.embedding.weight[self.vocabulary.bos_id].expand(len(emb_BTD), 1, -1)
-        hidden_BUD, _ = self.decoder(self.dropout(torch.cat([start, emb_BTD], dim=1)), self._first(memory))
-        return self._logits(memory, hidden_BUD)
+        return self._run(memory, emb_BTD).logits()
 
     def start(self, memory: Memory) -> tuple[RecurrentState, Tensor]:
         ids = torch.full((len(memory.mask_BS),), self.vocabulary.bos_id, device=memory.mask_BS.device)
@@ -145,12 +145,21 @@ class RecurrentTranslator(AutoregressiveModel):
         hidden, cell = both.permute(1, 2, 0, 3).contiguous().unbind(0)
         return hidden, cell
 
+    def _run(self, memory: Memory, emb_BTD: Tensor) -> Projection:
+        # Padding stands at the end and the LSTM runs forwards: it never reaches a real position.
+        start = self.embedding.weight[self.vocabulary.bos_id].expand(len(emb_BTD), 1, -1)
+        hidden_BUD, _ = self.decoder(self.dropout(torch.cat([start, emb_BTD], dim=1)), self._first(memory))
+        return self._projection(memory, hidden_BUD)
+
     def _logits(self, memory: Memory, hidden_BUD: Tensor) -> Tensor:
+        return self._projection(memory, hidden_BUD).logits()
+
+    def _projection(self, memory: Memory, hidden_BUD: Tensor) -> Projection:
         scores_BUS = self.attention(hidden_BUD) @ memory.states_BSD.transpose(1, 2)
         weights_BUS = scores_BUS.masked_fill(~memory.mask_BS.unsqueeze(1), float("-inf")).softmax(-1)
         context_BUD = weights_BUS.to(memory.states_BSD.dtype) @ memory.states_BSD
         combined = self.combine(torch.cat([hidden_BUD, context_BUD], dim=-1)).tanh()
-        return nn.functional.linear(self.dropout(combined), self.embedding.weight, self.bias)
+        return Projection(self.dropout(combined), self.embedding.weight, self.bias)
 
 
 class TaggerConfig(BaseModel):

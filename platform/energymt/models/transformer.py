@@ -1,15 +1,17 @@
 """The autoregressive transformer: any encoder-decoder of Hugging Face transformers, from scratch or from a checkpoint.
 
-A family differs from the next in three points: the tokens that the decoder reads before the first word (a start token,
+A family differs from the next in four points: the tokens that the decoder reads before the first word (a start token,
 then perhaps a language code), whether its embeddings are scaled inside or outside of the module that takes
-`inputs_embeds`, and a bias on the logits. The first is read from the configuration; the other two are *measured* when
-the model is wrapped: logits from token ids and from their embeddings must agree, or the model is refused.
+`inputs_embeds`, a bias on the logits, and whether the last hidden states are scaled before them (T5). The first is read
+from the configuration; the scales are *measured*, that of the embeddings when the model is wrapped, that of the hidden
+states when they are first asked for: logits made in two ways must agree, or the model is refused.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.errors import ConfigurationError
+from energymt.models.adapters import without_adapters
 from energymt.models.pretrained import without_bars
 from energymt.models.translator import AutoregressiveModel, Memory
-from energymt.records import Source
+from energymt.records import Projection, Source
 
 
 class TransformerConfig(BaseModel):
@@ -94,7 +97,8 @@ class TransformerTranslator(AutoregressiveModel):
             raise ConfigurationError(
                 f"The vocabulary has {vocabulary.size} tokens and the model embeds {rows}: they do not belong together."
             )
-        self.embedding_scale = self._measure_scale()
+        self.embedding_scale = self._measure_embedding_scale()
+        self.hidden_scale: float | None = None  # not yet measured
 
     @staticmethod
     def from_config(config: TransformerConfig, vocabulary: Vocabulary) -> TransformerTranslator:
@@ -156,15 +160,20 @@ class TransformerTranslator(AutoregressiveModel):
         return Memory(states, source.mask_BS)
 
     def decode(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        ids_BT = target_BT.masked_fill(~mask_BT, self.vocabulary.pad_id)
-        ids = torch.cat([self._prefix(len(ids_BT), ids_BT.device), ids_BT], dim=1)
-        return self._logits(memory, decoder_input_ids=ids)[:, len(self.prefix_ids) - 1 :]
+        return self._logits(memory, decoder_input_ids=self._decoder_ids(target_BT, mask_BT))
 
     def decode_soft(self, memory: Memory, emb_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        # The decoder is causal and padding stands at the end, so what is fed there never reaches a real position.
-        prefix = torch.nn.functional.embedding(self._prefix(len(emb_BTD), emb_BTD.device), self.embedding_VD)
-        embeddings = torch.cat([prefix, emb_BTD], dim=1) * self.embedding_scale
-        return self._logits(memory, decoder_inputs_embeds=embeddings)[:, len(self.prefix_ids) - 1 :]
+        return self._soft_logits(memory, emb_BTD, self.embedding_scale)
+
+    def decode_projection(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Projection:
+        """What the logits of `decode` are made from; the head does not run, and nothing of size V is made.
+
+        Raises:
+            ConfigurationError: if the network makes its logits in another way than all known families.
+        """
+        if self.hidden_scale is None:
+            self.hidden_scale = self._measure_hidden_scale()
+        return self._projection(memory, target_BT, mask_BT, self.hidden_scale)
 
     def start(self, memory: Memory) -> tuple[TransformerState, Tensor]:
         return self._advance(memory, None, self._prefix(len(memory.mask_BS), memory.mask_BS.device))
@@ -183,7 +192,7 @@ class TransformerTranslator(AutoregressiveModel):
 
     def save_weights(self, folder: Path) -> None:
         with without_bars():
-            self.network.save_pretrained(folder, safe_serialization=True)
+            without_adapters(self.network).save_pretrained(folder, safe_serialization=True)
 
     def load_weights(self, folder: Path) -> None:
         self.network.load_state_dict(_read(folder).state_dict(), strict=True)
@@ -197,6 +206,10 @@ class TransformerTranslator(AutoregressiveModel):
     def _prefix(self, rows: int, device: torch.device) -> Tensor:
         return torch.tensor([self.prefix_ids], device=device).expand(rows, -1)
 
+    def _decoder_ids(self, target_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        ids_BT = target_BT.masked_fill(~mask_BT, self.vocabulary.pad_id)
+        return torch.cat([self._prefix(len(ids_BT), ids_BT.device), ids_BT], dim=1)
+
     def _logits(self, memory: Memory, **decoder_inputs: Tensor) -> Tensor:
         output = self.network(
             encoder_outputs=BaseModelOutput(last_hidden_state=memory.states_BSD),
@@ -204,7 +217,24 @@ class TransformerTranslator(AutoregressiveModel):
             use_cache=False,
             **decoder_inputs,
         )
-        return output.logits[..., : self.vocabulary.size]
+        return output.logits[:, len(self.prefix_ids) - 1 :, : self.vocabulary.size]
+
+    def _soft_logits(self, memory: Memory, emb_BTD: Tensor, scale: float) -> Tensor:
+        # The decoder is causal and padding stands at the end, so what is fed there never reaches a real position.
+        prefix = torch.nn.functional.embedding(self._prefix(len(emb_BTD), emb_BTD.device), self.embedding_VD)
+        return self._logits(memory, decoder_inputs_embeds=torch.cat([prefix, emb_BTD], dim=1) * scale)
+
+    def _projection(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor, scale: float) -> Projection:
+        output = self.network.get_decoder()(
+            input_ids=self._decoder_ids(target_BT, mask_BT),
+            encoder_hidden_states=memory.states_BSD,
+            encoder_attention_mask=memory.mask_BS.long(),
+            use_cache=False,
+        )
+        hidden_BUH = output.last_hidden_state[:, len(self.prefix_ids) - 1 :] * scale
+        matrix_VH = self.network.get_output_embeddings().weight[: self.vocabulary.size]
+        bias_1V = getattr(self.network, "final_logits_bias", None)
+        return Projection(hidden_BUH, matrix_VH, None if bias_1V is None else bias_1V[0, : self.vocabulary.size])
 
     def _advance(self, memory: Memory, cache: Any, ids: Tensor) -> tuple[TransformerState, Tensor]:
         output = self.network(
@@ -216,30 +246,54 @@ class TransformerTranslator(AutoregressiveModel):
         )
         return TransformerState(memory, output.past_key_values), output.logits[:, -1, : self.vocabulary.size]
 
-    @torch.no_grad()
-    def _measure_scale(self) -> float:
+    def _measure_embedding_scale(self) -> float:
         """The factor on raw embeddings that makes `decode_soft` equal `decode`."""
+
+        def soft_logits(memory: Memory, ids: Tensor, mask: Tensor, scale: float) -> Tensor:
+            return self._soft_logits(memory, torch.nn.functional.embedding(ids, self.embedding_VD), scale)
+
+        scale, gap = self._measure(soft_logits, (1.0, math.sqrt(self.embedding_VD.shape[1])))
+        if scale is None:
+            raise ConfigurationError(
+                f"{type(self.network).__name__} cannot serve as a teacher: its logits from token ids and from their "
+                f"embeddings differ by {gap:.2g}, so relaxed tokens would not mean the same as tokens."
+            )
+        return scale
+
+    def _measure_hidden_scale(self) -> float:
+        """The factor on the decoder's last hidden states that makes `decode_projection` equal `decode`."""
+
+        def projected(memory: Memory, ids: Tensor, mask: Tensor, scale: float) -> Tensor:
+            return self._projection(memory, ids, mask, scale).logits()
+
+        width = self.network.get_output_embeddings().weight.shape[1]
+        scale, gap = self._measure(projected, (1.0, 1 / math.sqrt(width)))
+        if scale is None:
+            raise ConfigurationError(
+                f"{type(self.network).__name__} makes its logits in a way that energymt does not know: from its last "
+                f"hidden states and its output embeddings they come out {gap:.2g} off. A quality energy cannot reach "
+                f"it; take a Marian, BART, mBART, T5, M2M100 or NLLB model."
+            )
+        return scale
+
+    @torch.no_grad()
+    def _measure(
+        self, logits_of: Callable[[Memory, Tensor, Tensor, float], Tensor], scales: tuple[float, ...]
+    ) -> tuple[float | None, float]:
+        """The scale at which other logits are those of `decode`, None if at no scale; and how near they come."""
         was_training = self.training
         self.eval()
         device = self.embedding_VD.device
         ids = torch.arange(4, 8, device=device).clamp(max=self.vocabulary.size - 1).unsqueeze(0)
         mask = torch.ones_like(ids, dtype=torch.bool)
-        memory = self.encode(Source(ids, mask))
-        wanted = self.decode(memory, ids, mask)
-        width = self.embedding_VD.shape[1]
-        embeddings = torch.nn.functional.embedding(ids, self.embedding_VD)
-        gaps = {}
-        for scale in (1.0, math.sqrt(width)):
-            self.embedding_scale = scale
-            gaps[scale] = (self.decode_soft(memory, embeddings, mask) - wanted).abs().max().item()
+        with torch.autocast(device.type, enabled=False):  # in the middle of a step, say
+            memory = self.encode(Source(ids, mask))
+            wanted = self.decode(memory, ids, mask)
+            gaps = {scale: (logits_of(memory, ids, mask, scale) - wanted).abs().max().item() for scale in scales}
         self.train(was_training)
         best = min(gaps, key=lambda scale: gaps[scale])
-        if not gaps[best] <= 1e-4 * (1.0 + wanted.abs().max().item()):
-            raise ConfigurationError(
-                f"{type(self.network).__name__} cannot serve as a teacher: its logits from token ids and from their "
-                f"embeddings differ by {gaps[best]:.2g}, so relaxed tokens would not mean the same as tokens."
-            )
-        return best
+        fits = gaps[best] <= 1e-4 * (1.0 + wanted.abs().max().item())
+        return best if fits else None, gaps[best]
 
 
 def _read(folder: str | Path) -> PreTrainedModel:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from energymt.errors import ConfigurationError
 from energymt.models.network import Network
 from energymt.models.publishing import push_folder
-from energymt.records import Source
+from energymt.records import Projection, Source
 
 ARCHITECTURE_FILE = "translator.json"
 WEIGHTS_FILE = "model.safetensors"
+HEADS = "heads."  # what weights of `TranslationModel.add_head` are called in a state
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class TranslationModel(Network):
     """A translator, autoregressive or not."""
 
     FILE = ARCHITECTURE_FILE
+    heads: nn.ModuleDict
 
     @abstractmethod
     def encode(self, source: Source) -> Memory:
@@ -67,11 +69,14 @@ class TranslationModel(Network):
         """Most tokens of a source sentence and of a translation; None where nothing bounds them."""
         return None
 
+    def add_head(self, name: str, head: nn.Module) -> None:
+        """Put a layer beside the translator that a method needs in training: in checkpoints, not in the saved model."""
+        self.heads = nn.ModuleDict({name: head})
+
     def save_weights(self, folder: Path) -> None:
         """Write the weights alone (safetensors)."""
-        safetensors.torch.save_file(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_FILE
-        )
+        kept = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(HEADS)}
+        safetensors.torch.save_file({name: part.contiguous() for name, part in kept.items()}, folder / WEIGHTS_FILE)
 
     def load_weights(self, folder: Path) -> None:
         """Read weights that `save_weights` wrote, strictly."""
@@ -120,6 +125,10 @@ class AutoregressiveModel(TranslationModel):
     @abstractmethod
     def decode(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Teacher forcing on discrete tokens: logits_BUV."""
+
+    @abstractmethod
+    def decode_projection(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Projection:
+        """What the logits of `decode` are made from, hidden_BUH first: for vocabularies too large for logits_BUV."""
 
     @abstractmethod
     def decode_soft(self, memory: Memory, emb_BTD: Tensor, mask_BT: Tensor) -> Tensor:

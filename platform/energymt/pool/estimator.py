@@ -7,17 +7,26 @@ caller does between `submit` and `result` overlaps with the replica's work.
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from energymt.data.batching import pad
 from energymt.data.vocabulary import Vocabulary
+from energymt.errors import DataError
 from energymt.pool.client import Client, Ticket
 from energymt.pool.wire import PRECISIONS, Reply, from_numpy, pack
 from energymt.records import SoftTarget, Source
+
+if TYPE_CHECKING:
+    from energymt.pool.connection import Connection
+
+LINES, WINDOW = 16, 2048  # texts of a request, and of all that are in flight at once
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +68,24 @@ class PooledEstimator:
         vocabulary: the estimator's.
         precision: of embeddings and gradients on the wire: fp32, bf16 (half the bytes), or fp64.
         version: of the energy that answers must have, at least; a learner raises it.
+        connection: that `close` gives back.
     """
 
     differentiable = True
 
     def __init__(
-        self, client: Client, table_VD: Tensor, vocabulary: Vocabulary, precision: str = "fp32", version: int = 0
+        self,
+        client: Client,
+        table_VD: Tensor,
+        vocabulary: Vocabulary,
+        precision: str = "fp32",
+        version: int = 0,
+        connection: Connection | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
         self.client, self.table_VD, self.vocabulary = client, table_VD, vocabulary
-        self.precision, self.version = precision, version
+        self.precision, self.version, self.connection = precision, version, connection
 
     def submit(self, source: Source, target: SoftTarget) -> ScoreTicket:
         """Send sentences; `ticket.result()` gives their scores. Several tickets may be in flight."""
@@ -83,6 +99,36 @@ class PooledEstimator:
         if len(source.ids_BS) == 0:
             return target.emb_BTD.sum((1, 2))
         return self.submit(source, target).result()
+
+    def score_lines(self, sources: Sequence[str], translations: Sequence[str]) -> list[float]:
+        """Scores of text, as `models.scoring.score_lines` gives them; many requests are in flight at once.
+
+        Raises:
+            DataError: numbers of lines that differ.
+            EnergyTimeout, EnergyUnavailable, EnergyVersionError: see there.
+        """
+        if len(sources) != len(translations):
+            raise DataError(f"There are {len(sources):,} sources and {len(translations):,} translations: align them.")
+        order = sorted(range(len(sources)), key=lambda row: len(sources[row]) + len(translations[row]))
+        scores = [math.nan] * len(sources)
+        for first in range(0, len(order), WINDOW):
+            window = order[first : first + WINDOW]
+            parts = [window[start : start + LINES] for start in range(0, len(window), LINES)]
+            tickets = [self._submit_text([sources[r] for r in rows], [translations[r] for r in rows]) for rows in parts]
+            for rows, ticket in zip(parts, tickets, strict=True):
+                for row, score in zip(rows, ticket.result().tolist(), strict=True):
+                    scores[row] = score
+        return scores
+
+    def _submit_text(self, sources: Sequence[str], translations: Sequence[str]) -> ScoreTicket:
+        ids_BS, mask_BS = pad([self.vocabulary.encode(text) for text in sources], self.vocabulary.pad_id)
+        ids_BT, mask_BT = pad([self.vocabulary.encode(text) for text in translations], self.vocabulary.pad_id)
+        return self.submit(Source(ids_BS, mask_BS), SoftTarget(ids_BT, torch.empty(*ids_BT.shape, 0), mask_BT))
+
+    def close(self) -> None:
+        """Return the lease of this process, if the pool was joined for this estimator alone."""
+        if self.connection is not None:
+            self.connection.close()
 
 
 class _Scores(torch.autograd.Function):

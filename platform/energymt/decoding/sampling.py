@@ -1,0 +1,150 @@
+"""Ancestral sampling from an autoregressive translator: K translations of each source.
+
+What is drawn is a function of (seed, step, sentence, number of the sample, position) alone, so that it does not depend
+on how sentences are cut into batches and workers.
+
+Cost: one decoder step on B · K rows a token, with cache; samples that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from energymt.decoding.inference import inference
+from energymt.errors import ConfigurationError, DivergenceError
+from energymt.losses import with_end
+from energymt.models.translator import AutoregressiveModel
+from energymt.noise import Noise
+from energymt.policy import token_log_probs
+from energymt.records import Source
+
+SAMPLE_STREAM = 3  # of the noise; 0 to 2 are those of the energies
+FINE = 1.0 / (1 << 24)  # of one draw; a second one fills in below it
+
+
+@dataclass(frozen=True)
+class Samples:
+    """R = B · K translations, those of a source side by side. Ids hold neither start nor end token."""
+
+    ids_RT: Tensor  # at least one column, padded with the vocabulary's padding
+    mask_RT: Tensor  # bool
+    ended_R: Tensor  # bool: the end token was drawn, and not put there at the greatest length
+    count: int
+    """K."""
+
+    @property
+    def rows_R(self) -> Tensor:
+        """The source of each sample."""
+        return torch.arange(len(self.ids_RT), device=self.ids_RT.device) // self.count
+
+
+def sample(
+    model: AutoregressiveModel,
+    source: Source,
+    noise: Noise,
+    count: int,
+    *,
+    max_length: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Samples:
+    """Draw `count` translations of each source.
+
+    Args:
+        model: the translator; used in eval mode.
+        source: B sentences.
+        noise: names what is drawn; its sentences are those of the batch. Take a stream of its own (`SAMPLE_STREAM`).
+        count: K.
+        max_length: most tokens of a sample; None: twice the source's tokens and ten.
+        temperature: divides the logits.
+        top_p: draw from the fewest tokens that have this probability together (nucleus); 1 draws from all.
+
+    Raises:
+        ConfigurationError: for impossible numbers.
+        DivergenceError: if the model's logits are not numbers.
+    """
+    if count < 1 or temperature <= 0 or not 0 < top_p <= 1:
+        raise ConfigurationError(
+            f"Sampling takes at least one sample, a temperature above 0 and top_p in (0, 1]; got {count}, "
+            f"{temperature:g} and {top_p:g}."
+        )
+    words, device = model.vocabulary, source.ids_BS.device
+    ids_R = (noise.sentence_ids_B[:, None] * count + torch.arange(count, device=device)).flatten()
+    noise = replace(noise, sentence_ids_B=ids_R)
+    limit_B = 2 * (source.mask_BS.sum(1) - 1) + 10
+    if max_length is not None:
+        limit_B = torch.full_like(limit_B, max_length)
+    if model.longest is not None:
+        limit_B = limit_B.clamp(max=model.longest)
+    rows_R = torch.arange(len(source), device=device).repeat_interleave(count)
+    limit_R = limit_B[rows_R]
+    drawn_RT = torch.full((len(rows_R), int(limit_R.max())), words.pad_id, device=device)
+    length_R, ended_R = torch.zeros_like(rows_R), torch.zeros_like(rows_R, dtype=torch.bool)
+    live = torch.arange(len(rows_R), device=device)
+    with inference(model):
+        state, logits_RV = model.start(model.encode(source).select(rows_R))
+        for position in range(drawn_RT.shape[1]):
+            token_R = _draw(_probabilities(model, logits_RV, temperature, top_p), noise, position)
+            is_end_R = token_R == words.eos_id
+            ended_R[live[is_end_R]] = True
+            on_R = ~is_end_R
+            drawn_RT[live[on_R], position] = token_R[on_R]
+            length_R[live[on_R]] = position + 1
+            on_R &= position + 1 < limit_R[live]
+            if not bool(on_R.any()):
+                break
+            kept_R = on_R.nonzero().squeeze(1)
+            if len(kept_R) < len(live):
+                live, token_R, state = live[kept_R], token_R[kept_R], state.select(kept_R)
+                noise = replace(noise, sentence_ids_B=noise.sentence_ids_B[kept_R])
+            state, logits_RV = model.step(state, token_R)
+    width = max(1, int(length_R.max()))
+    mask_RT = torch.arange(width, device=device) < length_R[:, None]
+    return Samples(drawn_RT[:, :width], mask_RT, ended_R, count)
+
+
+def _probabilities(model: AutoregressiveModel, logits_RV: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Of the next token, [R, V] in float64: what must not stand in a translation has none."""
+    never = [token for token in model.vocabulary.never_ids if token < logits_RV.shape[1]]
+    logits_RV = (logits_RV.double() / temperature).index_fill(
+        1, torch.tensor(never, device=logits_RV.device), -torch.inf
+    )
+    probs_RV = logits_RV.softmax(-1)
+    if not bool(probs_RV.isfinite().all()):
+        raise DivergenceError("The translator's probabilities are not numbers: its weights hold NaN or infinity.")
+    if top_p < 1.0:
+        ranked_RV, order_RV = probs_RV.sort(-1, descending=True)
+        ranked_RV = ranked_RV.masked_fill(ranked_RV.cumsum(-1) - ranked_RV >= top_p, 0.0)
+        probs_RV = torch.zeros_like(probs_RV).scatter(1, order_RV, ranked_RV)
+        probs_RV /= probs_RV.sum(-1, keepdim=True)
+    return probs_RV
+
+
+def _draw(probs_RV: Tensor, noise: Noise, position: int) -> Tensor:
+    """One token a row, by the inverse of the cumulative distribution."""
+    draw_R2 = noise.uniform(1, 0, 2, torch.float64, first=position)[:, 0]
+    uniform_R1 = draw_R2[:, :1] - FINE / 2 + draw_R2[:, 1:] * FINE
+    cumulative_RV = probs_RV.cumsum(-1)
+    place_R1 = torch.searchsorted(cumulative_RV, uniform_R1 * cumulative_RV[:, -1:], right=True)
+    return place_R1.squeeze(1).clamp(max=probs_RV.shape[1] - 1)
+
+
+def sample_log_probs(model: AutoregressiveModel, logits_RUV: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+    """log p of each token of the samples, [R, U] with the end token, and the mask of those that were drawn.
+
+    Special tokens have no probability, as in `sample`; an end token that was put at the greatest length does not count.
+
+    Args:
+        model: that gave the logits.
+        logits_RUV: of `AutoregressiveModel.decode` for the samples.
+        samples: drawn before.
+    """
+    target_RU, mask_RU = with_end(samples.ids_RT, samples.mask_RT, model.vocabulary.eos_id)
+    lengths_R1 = samples.mask_RT.sum(1, keepdim=True)
+    mask_RU = mask_RU.scatter(1, lengths_R1, samples.ended_R[:, None])
+    never = [token for token in model.vocabulary.never_ids if token < logits_RUV.shape[-1]]
+    logits_RUV = logits_RUV.index_fill(-1, torch.tensor(never, device=logits_RUV.device), -torch.inf)
+    return token_log_probs(logits_RUV, target_RU, mask_RU), mask_RU

@@ -1,0 +1,94 @@
+"""What a quality estimator is taught by in QE-DYNAMIC: gold translations against samples of the present translator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from energymt.data.batching import pad
+from energymt.data.bridge import Bridge
+from energymt.decoding.inference import inference
+from energymt.decoding.sampling import sample
+from energymt.losses import with_end
+from energymt.models import AutoregressiveModel
+from energymt.models.learning import Lesson
+from energymt.noise import Noise
+from energymt.policy import token_log_probs
+from energymt.records import Batch, Source
+
+LESSON_STREAM = 4  # of the noise
+
+
+def make_lesson(
+    model: AutoregressiveModel,
+    bridge: Bridge,
+    batches: Sequence[Batch],
+    *,
+    seed: int,
+    step: int,
+    sentences: int,
+    samples: int,
+    longest: int,
+) -> Lesson:
+    """Groups of a gold translation and the samples that differ from it, in the estimator's ids.
+
+    Gold and samples are text that the estimator splits, so that nothing but their wording tells them apart. The
+    log-probability of each is the translator's mean over its tokens, the end token among them.
+
+    Args:
+        model: the translator; samples are drawn in eval mode.
+        bridge: from its vocabulary to the estimator's.
+        batches: labelled pairs, on the translator's device.
+        seed, step: of the samples.
+        sentences: pairs to take, from the first on.
+        samples: of each.
+        longest: most tokens of a sample.
+    """
+    sources: list[list[int]] = []
+    texts: list[str] = []
+    means: list[float] = []
+    sizes: list[int] = []
+    for batch in batches:
+        left = sentences - len(sizes)
+        if left <= 0:
+            break
+        rows_R, ids, mean_R = _candidates(model, _first(batch, left), seed, step, samples, longest)
+        words = [bridge.translator.decode(row) for row in ids]
+        gold = len(mean_R) // (samples + 1)
+        for place in range(gold):
+            others = [row for row in range(gold, len(ids)) if rows_R[row] == place and words[row] != words[place]]
+            texts += [words[place], *(words[row] for row in others)]
+            means += [mean_R[place], *(mean_R[row] for row in others)]
+            sizes.append(1 + len(others))
+        source = bridge.source(_first(batch, left).source)
+        sources += [ids[kept].tolist() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
+    ids_CT, mask_CT = bridge.split(texts)
+    lesson_source = Source(*pad(sources, bridge.estimator.pad_id))
+    return Lesson(lesson_source, ids_CT, mask_CT, torch.tensor(sizes, dtype=torch.long), torch.tensor(means))
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first sentences of a batch."""
+    source = Source(batch.source.ids_BS[:count], batch.source.mask_BS[:count])
+    return Batch(batch.sentence_ids_B[:count], source, batch.target_BT[:count], batch.target_mask_BT[:count])
+
+
+@torch.no_grad()
+def _candidates(
+    model: AutoregressiveModel, batch: Batch, seed: int, step: int, count: int, longest: int
+) -> tuple[list[int], list[list[int]], list[float]]:
+    """Golds, then the samples: the source of each, its ids, and its mean log-probability."""
+    noise = Noise(seed, step, batch.sentence_ids_B, LESSON_STREAM)
+    drawn = sample(model, batch.source, noise, count, max_length=longest)
+    places = torch.arange(len(batch), device=drawn.ids_RT.device)
+    rows_R = torch.cat([places, drawn.rows_R])
+    ids = [row[kept].tolist() for row, kept in zip(batch.target_BT, batch.target_mask_BT, strict=True)]
+    ids += [row[kept].tolist() for row, kept in zip(drawn.ids_RT, drawn.mask_RT, strict=True)]
+    ids_RT, mask_RT = (part.to(rows_R.device) for part in pad(ids, model.vocabulary.pad_id))
+    with inference(model):
+        logits_RUV = model.decode(model.encode(batch.source).select(rows_R), ids_RT, mask_RT)
+        target_RU, mask_RU = with_end(ids_RT, mask_RT, model.vocabulary.eos_id)
+        logp_RU = token_log_probs(logits_RUV, target_RU, mask_RU)
+        mean_R = logp_RU.sum(1) / mask_RU.sum(1)
+    return rows_R.tolist(), ids, mean_R.tolist()

@@ -1,0 +1,154 @@
+"""Alarms of metric gaming: when the dev values of a run say that a translator cheats its estimator.
+
+The *baseline* of most detectors is the start model, the first of the history. A start that could not translate yet is
+none: then it is the evaluation of the best chrF (see `AlarmConfig`), so that a run from random weights, whose outputs
+change in every way while it learns, raises no alarm before that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from energymt.metrics.detectors import (
+    CHRF,
+    FROZEN,
+    HELD_OUT,
+    KL,
+    PREFIX,
+    QUALITY,
+    SOFT,
+    SOFT_GAP,
+    SPREAD,
+    WATCHES,
+    AlarmConfig,
+    Watch,
+)
+
+__all__ = ["PREFIX", "Alarm", "AlarmConfig", "alarms"]
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One detector that went off at the last evaluation."""
+
+    detector: str
+    """A key of `AlarmConfig`, or two_scorers, frozen_scorer, not_finite."""
+    since: int
+    """The first evaluation, counted from 0, from which on it has been going off without a break."""
+    sentence: str
+    """What, since when, what to do."""
+
+
+def alarms(history: Sequence[Values], config: AlarmConfig) -> list[Alarm]:
+    """The alarms of the last evaluation of a history.
+
+    Args:
+        history: the values of every evaluation so far in order, the start model's first: those that a trainable
+            reports (all higher-is-better), and `indicators` with `PREFIX` before their names. What is absent raises
+            no alarm; what is not finite does.
+        config: thresholds.
+    """
+    if not history:
+        return []
+    rows = _finite(history)
+    spread = next((row[SPREAD] for row in rows if row.get(SPREAD, 0.0) > 0), None)
+    if spread is not None:
+        for row in rows:
+            if QUALITY in row and SOFT in row:
+                row[SOFT_GAP] = (row[SOFT] - row[QUALITY]) / spread
+    held_out = next((name for name in HELD_OUT if name in rows[-1]), HELD_OUT[0])
+    start = _baseline(rows, config)
+    found = [
+        _not_finite(history),
+        _diverged("two_scorers", held_out, rows, spread, config),
+        _diverged("frozen_scorer", FROZEN, rows, spread, config),
+    ]
+    if start is not None:
+        found += [_moved(name, watch, rows, start, getattr(config, name)) for name, watch in WATCHES.items()]
+    return [alarm for alarm in found if alarm is not None]
+
+
+def _finite(history: Sequence[Values]) -> list[dict[str, float]]:
+    rows = [{name: value for name, value in row.items() if math.isfinite(value)} for row in history]
+    rows[0].setdefault(KL, 0.0)  # of the start model from itself
+    return rows
+
+
+def _baseline(rows: Sequence[dict[str, float]], config: AlarmConfig) -> int | None:
+    """The evaluation that values are compared with; None as long as none could translate."""
+    if CHRF not in rows[0]:
+        return 0
+    best = max((i for i, row in enumerate(rows) if CHRF in row), key=lambda i: rows[i][CHRF])
+    if rows[best][CHRF] < config.least_chrf:
+        return None
+    return 0 if rows[0][CHRF] >= config.translates * rows[best][CHRF] else best
+
+
+def _not_finite(history: Sequence[Values]) -> Alarm | None:
+    read = {QUALITY, SOFT, FROZEN, *HELD_OUT, *(watch.name for watch in WATCHES.values())}
+
+    def broken(row: Values) -> list[str]:
+        return [name for name in row if (name in read or name.startswith(PREFIX)) and not math.isfinite(row[name])]
+
+    last = len(history) - 1
+    for place in (last, 0):  # one at the start leaves the detectors without a baseline
+        if names := broken(history[place]):
+            since = place
+            while since > 0 and broken(history[since - 1]):
+                since -= 1
+            return Alarm(
+                "not_finite",
+                since,
+                f"{', '.join(names)} is no finite number at evaluation {place} (the first such evaluation is {since}): "
+                f"look at the loss and the estimator's scores there, and go back to the checkpoint before it.",
+            )
+    return None
+
+
+def _diverged(
+    detector: str, held_out: str, rows: Sequence[Values], spread: float | None, config: AlarmConfig
+) -> Alarm | None:
+    """The trained score rises while another falls."""
+    both = [i for i, row in enumerate(rows) if QUALITY in row and held_out in row]
+    if spread is None or not both or both[-1] != len(rows) - 1:
+        return None
+    best = max(both, key=lambda i: (rows[i][held_out], i))
+    below = [i for i in both if i > best]
+    rise = rows[-1][QUALITY] - rows[best][QUALITY]
+    if len(below) < config.scorers_fall or rise < config.scorers_rise * spread:
+        return None
+    return Alarm(
+        detector,
+        below[0],
+        f"{QUALITY}, which is trained, rose by {rise:.3g} ({rise / spread:.2g} standard deviations) since evaluation "
+        f"{best}, while {held_out} fell from {rows[best][held_out]:.4g} to {rows[-1][held_out]:.4g} and has been lower "
+        f"for {len(below)} evaluations: take the checkpoint of evaluation {best}, and give the energy less weight.",
+    )
+
+
+def _moved(detector: str, watch: Watch, rows: Sequence[Values], start: int, bound: float) -> Alarm | None:
+    """A value beyond its bound."""
+    places = [i for i in range(start, len(rows)) if watch.name in rows[i]]
+    if not places or places[-1] != len(rows) - 1:
+        return None
+    base = None if watch.absolute and places[0] != start else places[0]
+    value_there = math.nan if base is None else rows[base][watch.name]
+    worse = [i for i in places if watch.worse(rows[i][watch.name], value_there) > bound]
+    if not worse or worse[-1] != places[-1]:
+        return None
+    since = places[-1]
+    for i in reversed(places):
+        if i not in worse:
+            break
+        since = i
+    came_from = "" if base is None else f", from {value_there:.3g} at evaluation {base}"
+    return Alarm(
+        detector,
+        since,
+        f"{watch.name} is {rows[-1][watch.name]:.3g}{came_from}, and has been beyond its bound of {bound:g} "
+        f"since evaluation {since}: {watch.advice}.",
+    )

@@ -1,0 +1,127 @@
+"""What the dev set says of a translator that is trained to please an estimator.
+
+Scores of more than one judge, how far it has gone from where it started, and whether it cheats (`metrics.indicators`,
+`metrics.alarms`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from energymt.data.batching import pad
+from energymt.data.corpus import Corpus
+from energymt.decoding.inference import inference
+from energymt.decoding.rerank import TextScore, Translation
+from energymt.energies import QualityEnergy
+from energymt.metrics.alarms import PREFIX, AlarmConfig, alarms
+from energymt.metrics.indicators import indicators
+from energymt.models import AutoregressiveModel
+from energymt.records import Prediction, Source
+
+logger = logging.getLogger(__name__)
+
+SENTENCES, ROWS = 256, 16  # of dev that soft scores and divergences are taken of; at once
+ENTROPY, DIVERGENCE, SOFT, STOP = "dev/entropy", "dev/kl_to_start", "dev/quality_soft", "dev/stop"
+
+
+@dataclass
+class Monitor:
+    """The judges of one run.
+
+    Args:
+        model, start: the translator, and a frozen copy of it as it was at the start.
+        corpus: dev text with references.
+        energy: that it is trained by.
+        judges: name -> scores of text; `quality` is the one that trains, `quality_frozen` the same as it was at the
+            start where it learns, `judge` a held-out one.
+        config: of the alarms.
+        stops: whether an alarm ends the run.
+        history: dev values so far, the first those of the start.
+    """
+
+    model: AutoregressiveModel
+    start: AutoregressiveModel
+    corpus: Corpus
+    energy: QualityEnergy
+    judges: Mapping[str, TextScore]
+    config: AlarmConfig
+    stops: bool
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def look(self, outputs: Sequence[Translation], known: Mapping[str, float]) -> dict[str, float]:
+        """Dev values beside those that are known, alarms among them; the history is one longer from then on.
+
+        Args:
+            outputs: a translation of each sentence of the corpus.
+            known: dev values that alarms depend on (`dev/chrf`), and means of training values (`train/gradient_ratio`).
+        """
+        words = self.model.vocabulary
+        sources = [words.as_plain_text(text) for text in self.corpus.source]
+        references = [words.as_plain_text(text) for text in self.corpus.target or []]
+        texts = [text for text, _ in outputs]
+        scores = {name: np.array(judge(sources, texts), dtype=np.float64) for name, judge in self.judges.items()}
+        values = {f"dev/{name}": float(np.nanmean(found)) for name, found in scores.items()}
+        if "quality_frozen" in scores:
+            values["dev/drift"] = float(np.nanmean(np.abs(scores["quality"] - scores["quality_frozen"])))
+        values |= self._distance([hypothesis.ids for _, hypothesis in outputs])
+        signs = indicators(
+            sources,
+            texts,
+            references,
+            token_ids=[hypothesis.ids for _, hypothesis in outputs],
+            max_lengths=[2 * (len(words.encode_source(text)) - 1) + 10 for text in self.corpus.source],
+            scores=np.nan_to_num(scores["quality"], nan=float(np.nanmean(scores["quality"]))).tolist(),
+            score=self.judges["quality"],
+        )
+        values |= {f"{PREFIX}{name}": value for name, value in signs.items()}
+        self.history.append({**known, **values})
+        raised = alarms(self.history, self.config)
+        for alarm in raised:
+            logger.warning("%s: %s", alarm.detector, alarm.sentence)
+            values[f"{PREFIX}alarm/{alarm.detector}"] = 1.0
+        values[f"{PREFIX}alarms"] = float(len(raised))
+        if raised and self.stops:
+            values[STOP] = 1.0  # see `training.Trainable.evaluate`
+        return values
+
+    def _distance(self, ids: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Entropy and divergence from the start in nats per token, and the score of the soft tokens."""
+        chosen = [row for row in range(min(SENTENCES, len(ids))) if len(ids[row])]
+        totals = dict.fromkeys((ENTROPY, DIVERGENCE), 0.0)
+        tokens, soft = 0, []
+        with inference(self.model):
+            for first in range(0, len(chosen), ROWS):
+                rows = chosen[first : first + ROWS]
+                encoded = [self.model.vocabulary.encode_source(self.corpus.source[row]) for row in rows]
+                source = Source(*pad(encoded, self.model.vocabulary.pad_id)).to(self.model.device)
+                ids_BT, mask_BT = (part.to(self.model.device) for part in pad([list(ids[r]) for r in rows], 0))
+                logits_BTV = word_logits(self.model, source, ids_BT, mask_BT)
+                logp_BTV = logits_BTV.float().log_softmax(-1)
+                start_BTV = word_logits(self.start, source, ids_BT, mask_BT).float().log_softmax(-1)
+                probs_BTV = logp_BTV.exp()
+                tokens += int(mask_BT.sum())
+                totals[ENTROPY] -= float((probs_BTV * logp_BTV.nan_to_num(neginf=0.0)).sum(-1)[mask_BT].sum())
+                gap_BTV = (logp_BTV - start_BTV).nan_to_num(nan=0.0)
+                totals[DIVERGENCE] += float((probs_BTV * gap_BTV).sum(-1)[mask_BT].sum())
+                soft.append(-self.energy(source, Prediction(logits_BTV, mask_BT, hard_ids_BT=ids_BT)))
+        values = {name: total / max(1, tokens) for name, total in totals.items()}
+        return values | ({SOFT: float(torch.cat(soft).nanmean())} if soft else {})
+
+
+def word_logits(model: AutoregressiveModel, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Logits of the T words under the prefix given, [B, T, V]: −inf for what stands in no translation, end included."""
+    logits_BTV = model.decode(model.encode(source), ids_BT, mask_BT)[:, :-1]
+    return forbid(model, logits_BTV)
+
+
+def forbid(model: AutoregressiveModel, logits_BTV: Tensor) -> Tensor:
+    """The same logits without special tokens: an energy of words says nothing of where a translation ends."""
+    words = model.vocabulary
+    never = sorted({token for token in (*words.never_ids, words.eos_id) if token < logits_BTV.shape[-1]})
+    return logits_BTV.index_fill(-1, torch.tensor(never, device=logits_BTV.device), float("-inf"))

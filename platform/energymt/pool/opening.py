@@ -1,0 +1,48 @@
+"""A pool by its name, as a training or a command uses it."""
+
+from __future__ import annotations
+
+import ray
+
+from energymt.errors import ConfigurationError
+from energymt.models.estimator import QualityEstimator
+from energymt.models.estimator_folder import load_table
+from energymt.pool import ground, lifecycle
+from energymt.pool.connection import Connection
+from energymt.pool.estimator import PooledEstimator
+from energymt.pool.learner import PooledLearner
+from energymt.pool.settings import PoolConfig, find_estimator
+
+
+def open_pool(name: str, run: str = "", *, alone: bool = False) -> tuple[PooledEstimator, PooledLearner | None]:
+    """The estimator of a pool that is up, and with the name of a run what teaches it.
+
+    Args:
+        name: of the pool.
+        run: that this process trains, where the pool learns from it.
+        alone: one request is one batch on a fixed replica, so that runs can be compared bit by bit.
+
+    Raises:
+        EnergyUnavailable: no such pool.
+        StorageError: the estimator's folder cannot be read from here.
+    """
+    if not ray.is_initialized():
+        ground.join()
+    config = PoolConfig(estimator=lifecycle.status(name)["estimator"])
+    found = find_estimator(config)
+    if callable(found):
+        estimator: QualityEstimator = found()
+        table_VD, vocabulary = estimator.table_VD, estimator.vocabulary
+    else:
+        table_VD, vocabulary = load_table(found)
+    connection = Connection(name, run=run, alone=alone)
+    pooled = PooledEstimator(connection.client, table_VD, vocabulary, connection=connection)
+    return pooled, PooledLearner(connection) if run else None
+
+
+def frozen_address(name: str) -> str:
+    """The address of the estimator that a pool began with."""
+    address: str = lifecycle.status(name)["estimator"]
+    if ":" in address and "/" not in address:
+        raise ConfigurationError(f"The pool {name} serves {address}, which is no folder.")
+    return address

@@ -1,0 +1,179 @@
+"""A quality estimator as a training uses it, here or in a pool: it judges text, serves an energy, and learns.
+
+An address is a folder of an estimator, or `pool:NAME` for a pool that is up. What asks cannot tell which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from energymt.decoding.rerank import TextScore
+from energymt.errors import ConfigurationError
+from energymt.models.estimator import Estimator, QualityEstimator
+from energymt.models.estimator_folder import load_estimator
+from energymt.models.learning import EstimatorLearner, Learns, Lesson, LessonOptions
+from energymt.models.scoring import needs_references, score_lines
+from energymt.storage import fetch
+
+POOL = "pool:"
+LEARNER_FOLDER = "learner"
+
+
+class Pupil(Protocol):
+    """What a lesson is given to."""
+
+    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
+        """Take one step with all the parts of a lesson; what to log."""
+        ...
+
+    def save_state(self, folder: Path) -> None:
+        """Write what was learnt into a checkpoint."""
+        ...
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from there."""
+        ...
+
+
+class Quality:
+    """An estimator at work in a training.
+
+    Attributes:
+        estimator: for `QualityEnergy`.
+        score: of texts (sources, translations), higher is better.
+        pupil: teaches the estimator; None where it is static.
+        close: gives back what is held.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        score: TextScore,
+        pupil: Pupil | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.estimator, self.score, self.pupil, self.close = estimator, score, pupil, close
+
+
+def open_quality(
+    address: str,
+    device: torch.device,
+    *,
+    run: str = "",
+    learns: Learns | None = None,
+    deterministic: bool = False,
+) -> Quality:
+    """The estimator at an address.
+
+    Args:
+        address: a folder, or `pool:NAME`.
+        device: of one in this process.
+        run: the name of the run that teaches it.
+        learns: which weights of one in this process are learnt; those of a pool were chosen when it was started. None:
+            it is static.
+        deterministic: a pool computes every request alone, so that runs can be compared bit by bit.
+
+    Raises:
+        ConfigurationError: one that cannot serve as an energy.
+    """
+    if address.startswith(POOL):
+        return _pooled(address.removeprefix(POOL), run if learns is not None else "", deterministic)
+    estimator = load_estimator(fetch(address)).to(device)
+    if not estimator.differentiable:
+        raise ConfigurationError(
+            f"{address} needs references or counts error spans: it scores text but is no energy; use an estimator that "
+            f"reads the source alone, like COMET-KIWI."
+        )
+    pupil = None if learns is None else _Own(EstimatorLearner(estimator, learns))
+    return Quality(estimator, partial(score_lines, estimator), pupil)
+
+
+def open_judge(address: str, device: torch.device) -> TextScore:
+    """What scores text and nothing else.
+
+    Raises:
+        ConfigurationError: a metric that needs references.
+    """
+    estimator: QualityEstimator = load_estimator(fetch(address)).to(device)
+    if needs_references(estimator):
+        raise ConfigurationError(f"The judge {address} compares with references; take one that reads the source alone.")
+    return partial(score_lines, estimator)
+
+
+def open_original(address: str, device: torch.device) -> TextScore:
+    """The estimator that an address began with, as it was before anybody taught it; here, and for text alone."""
+    if address.startswith(POOL):
+        from energymt.pool.opening import frozen_address
+
+        address = frozen_address(address.removeprefix(POOL))
+    return open_judge(address, device)
+
+
+def _pooled(name: str, run: str, deterministic: bool) -> Quality:
+    from energymt.pool.opening import open_pool
+
+    estimator, learner = open_pool(name, run, alone=deterministic)
+    pupil = None if learner is None else _Pooled(estimator, learner)
+
+    def score(sources: Sequence[str], translations: Sequence[str]) -> Sequence[float]:
+        return estimator.score_lines(sources, translations)
+
+    return Quality(estimator, score, pupil, estimator.close)
+
+
+class _Own:
+    """An estimator of this process that learns: one worker alone."""
+
+    def __init__(self, learner: EstimatorLearner) -> None:
+        self.learner = learner
+
+    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
+        from energymt.pool.lessons import combine, gradient_to_wire
+
+        if parts > 1:
+            raise ConfigurationError(
+                f"{parts} workers teach an estimator that each has for itself: serve it in a pool (`energymt pool up "
+                f"ESTIMATOR --set learns=head`) and set quality to pool:default."
+            )
+        mean, metrics = combine([gradient_to_wire(self.learner.differentiate(lesson, options.form))])
+        version = self.learner.version + 1
+        self.learner.prepare(version, torch.from_numpy(mean).to(lesson.log_probs_C.device), options, {"step": step})
+        self.learner.activate(version)
+        return metrics
+
+    def save_state(self, folder: Path) -> None:
+        from energymt.pool.lessons import save_state, to_wire
+
+        save_state(to_wire(self.learner.state), folder / LEARNER_FOLDER)
+
+    def load_state(self, folder: Path) -> None:
+        from energymt.pool.lessons import from_wire, load_state
+
+        self.learner.install(from_wire(load_state(folder / LEARNER_FOLDER)))
+
+
+class _Pooled:
+    """The estimator of a pool that learns."""
+
+    def __init__(self, estimator: Any, learner: Any) -> None:
+        self.estimator, self.learner = estimator, learner
+
+    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
+        reply = self.learner.learn(lesson, step, part=part, parts=parts, options=options)
+        self.estimator.version = reply.version
+        return dict(reply.metrics)
+
+    def save_state(self, folder: Path) -> None:
+        from energymt.pool.lessons import save_state
+
+        save_state(self.learner.state(), folder / LEARNER_FOLDER)
+
+    def load_state(self, folder: Path) -> None:
+        from energymt.pool.lessons import load_state
+
+        self.estimator.version = self.learner.restore(load_state(folder / LEARNER_FOLDER))

@@ -1,0 +1,126 @@
+"""QE-EBM: a translator trained through a quality estimator that serves as energy, static or dynamic (COLING 2025).
+
+    loss = w_S · CE(x_l, y_l)  +  w_U · mean over x_u and K samples ŷ of E(x_u, ŷ),      E(x, y) = −s(x, y)
+
+Each ŷ is drawn from the present translator; its teacher-forced logits are relaxed (straight-through: the value is the
+token, the gradient that of the softmax), and the gradient of the estimator's score reaches the translator through them.
+
+QE-DYNAMIC: before a step the estimator learns to tell gold translations from the translator's samples, by
+noise-contrastive estimation (`energies.contrastive`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from energymt.configuration import Section
+from energymt.decoding.inference import without_dropout
+from energymt.energies.contrastive import Form
+from energymt.lessons import make_lesson
+from energymt.models import Memory
+from energymt.models.learning import Learns, LessonOptions
+from energymt.monitor import forbid
+from energymt.records import Batch, Mixture, Pending, Prediction, Projection, Step, StepBatch, Term
+from energymt.semisupervised import Drawn, SemiSupervised, SemiSupervisedConfig
+
+LARGE = 16_384  # tokens of a vocabulary above which logits [R, T, V] are not made
+
+
+class DynamicConfig(Section):
+    """How the estimator learns (QE-DYNAMIC)."""
+
+    learns: Learns = "head"
+    """Weights that an estimator in this process learns; a pool was told when it was started (`--set learns=...`)."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of the translator before the first one of the estimator (published code: 200)."""
+    every: PositiveInt = 1
+    """Steps of the translator for each one of the estimator (published code: 1)."""
+    sentences: PositiveInt = 16
+    """Labelled pairs of a lesson, each with K samples, from each worker (published code: 16)."""
+    form: Form = "binary"
+    """Noise-contrastive loss: `binary` (published code), or `ranking` (SEAL)."""
+    rate: PositiveFloat = 3e-4
+    """Learning rate of AdamW (published code: 3e-4)."""
+    clip: PositiveFloat = 0.5
+    """Largest L2 norm of the gradient (published code: 0.5)."""
+
+
+class Config(SemiSupervisedConfig):
+    """QE-STATIC, and with `dynamic` QE-DYNAMIC."""
+
+    feed: Literal["SX", "STL", "SG", "ST", "GX"] = "ST"
+    """Operator between translator and estimator (published code: ST)."""
+    straight_through: Literal["sampled", "argmax"] = "sampled"
+    """What a hard operator's value is: the sampled token, or the argmax under the sampled prefix (published code)."""
+    dynamic: DynamicConfig | None = None
+    """Teach the estimator; None leaves it as it is (QE-STATIC)."""
+
+
+class QeEbm(SemiSupervised):
+    """Energy of relaxed samples."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, None if config.dynamic is None else config.dynamic.learns, config.feed)
+        self.options, self.taught = config, dict[str, float]()
+
+    def steps(self, batch: StepBatch) -> Iterator[Mixture]:
+        """One optimizer step a batch; the estimator's before it."""
+        dynamic = self.options.dynamic
+        self.taught = {}
+        if dynamic is not None and batch.step >= dynamic.warmup_steps and batch.step % dynamic.every == 0:
+            self.taught = self.teach(batch, dynamic)
+
+        def losses(micro: Batch) -> Pending:
+            return self.losses(micro, batch.step)
+
+        yield self.mixture(batch, Step((self.TERM,), batch.unlabelled, losses, self.sample_counts))
+
+    def losses(self, batch: Batch, step: int) -> Pending:
+        """The energy of relaxed samples, asked for at once."""
+        drawn = self.draw(batch, step)
+        rows_R = drawn.samples.rows_R
+        with without_dropout(self.model):
+            prediction = self.prediction(self.model.encode(batch.source).select(rows_R), drawn)
+        begun = self.energy.begin(batch.source.select(rows_R), prediction)
+        return lambda: [Term(self.TERM, self.wait(begun)[0].sum(), float(len(rows_R)))]
+
+    def prediction(self, memory: Memory, drawn: Drawn) -> Prediction:
+        """What the translator says at each position of its samples, special tokens left out."""
+        hard_RT = drawn.ids_RT if self.options.straight_through == "sampled" else None
+        if self.text.vocabulary.size <= LARGE:
+            logits_RTV = forbid(self.model, self.model.decode(memory, drawn.ids_RT, drawn.mask_RT)[:, :-1])
+            return Prediction(logits_RTV, drawn.mask_RT, hard_RT, drawn.noise)
+        whole = self.model.decode_projection(memory, drawn.ids_RT, drawn.mask_RT)
+        bias_V = torch.zeros_like(whole.matrix_VH[:, 0]) if whole.bias_V is None else whole.bias_V
+        projection = Projection(whole.hidden_BTH[:, :-1], whole.matrix_VH, forbid(self.model, bias_V))
+        return Prediction(None, drawn.mask_RT, hard_RT, drawn.noise, projection)
+
+    def teach(self, batch: StepBatch, dynamic: DynamicConfig) -> dict[str, float]:
+        """One step of the estimator, from gold and samples of some of the labelled pairs; what to log."""
+        before = time.perf_counter()
+        lesson = make_lesson(
+            self.model,
+            self.energy.bridge,
+            [micro.to(self.device) for micro in batch.micro_batches],
+            seed=self.config.seed,
+            step=batch.step,
+            sentences=dynamic.sentences,
+            samples=self.config.samples,
+            longest=self.config.longest_sample,
+        )
+        options = LessonOptions(rate=dynamic.rate, clip=dynamic.clip, form=dynamic.form)
+        assert self.quality.pupil is not None
+        found = self.quality.pupil.learn(lesson, batch.step, batch.rank, batch.world, options)
+        return {**{f"lesson/{name}": value for name, value in found.items()}, "lesson_s": time.perf_counter() - before}
+
+    def times(self) -> dict[str, float]:
+        """With what the lesson before this step came to."""
+        return {**super().times(), **self.taught}
+
+
+TRAINABLE = QeEbm
