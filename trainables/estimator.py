@@ -110,6 +110,8 @@ def open_estimator(config: Config, train: JudgedCorpus) -> QualityEstimator:
         ConfigurationError: an `init` that is no energy, or pieces that an estimator cannot read.
     """
     begin = config.model.init or config.model.encoder
+    if config.model.lora is not None:
+        raise ConfigurationError("model.lora makes adapters of a translator: drop it, or train a translator.")
     if begin is not None and config.vocabulary.path is not None:
         raise ConfigurationError(f"{begin} has a vocabulary of its own: drop vocabulary.path {config.vocabulary.path}.")
     if config.model.init is not None:

@@ -75,8 +75,7 @@ def pseudo_corpus(
         provenance = {**facts, "teacher_address": address, "origin": corpus.origin, "sentences": len(corpus)}
         write_atomically(folder / PROVENANCE, json.dumps(provenance, indent=1))
     changes = {"path": str(folder / TEXT), "source": "source", "target": "target", "target_path": None, "format": "tsv"}
-    changes["share"] = 1.0  # what was translated is the share already
-    return data.model_copy(update=changes)
+    return data.model_copy(update={**changes, "share": 1.0})  # what was translated is the share already
 
 
 def _stand_in(data: DataConfig) -> DataConfig:

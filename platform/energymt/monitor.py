@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from energymt.data.batching import pad
@@ -69,7 +70,7 @@ class Monitor:
         values = {f"dev/{name}": float(np.nanmean(found)) for name, found in scores.items()}
         if "quality_frozen" in scores:
             values["dev/drift"] = float(np.nanmean(np.abs(scores["quality"] - scores["quality_frozen"])))
-        values |= self._distance([hypothesis.ids for _, hypothesis in outputs])
+        values |= self._distance([hypothesis.ids for _, hypothesis in outputs], scores["quality"])
         signs = indicators(
             sources,
             texts,
@@ -90,8 +91,11 @@ class Monitor:
             values[STOP] = 1.0  # see `training.Trainable.evaluate`
         return values
 
-    def _distance(self, ids: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Entropy and divergence from the start in nats per token, and the score of the soft tokens."""
+    def _distance(self, ids: Sequence[Sequence[int]], scores_N: NDArray[np.float64]) -> dict[str, float]:
+        """Entropy and divergence from the start in nats per token, and the score of the soft tokens.
+
+        Of some sentences; the soft score is that of the text of all, and how far it is from the text's on those.
+        """
         chosen = [row for row in range(min(SENTENCES, len(ids))) if len(ids[row])]
         totals = dict.fromkeys((ENTROPY, DIVERGENCE), 0.0)
         tokens, soft = 0, []
@@ -111,7 +115,10 @@ class Monitor:
                 totals[DIVERGENCE] += float((probs_BTV * gap_BTV).sum(-1)[mask_BT].sum())
                 soft.append(-self.energy(source, Prediction(logits_BTV, mask_BT, hard_ids_BT=ids_BT)))
         values = {name: total / max(1, tokens) for name, total in totals.items()}
-        return values | ({SOFT: float(torch.cat(soft).nanmean())} if soft else {})
+        if soft:
+            lead = float(torch.cat(soft).nanmean()) - float(np.nanmean(scores_N[chosen]))
+            values[SOFT] = float(np.nanmean(scores_N)) + lead
+        return values
 
 
 def word_logits(model: AutoregressiveModel, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
