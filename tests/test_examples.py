@@ -14,8 +14,10 @@ import pytest
 
 from energymt.configuration import TrainingConfig, read_config
 from energymt.data.corpus import read_corpus
+from energymt.data.hub_pieces import hub_vocabulary
 from energymt.data.toy import ToyLanguage
 from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary
+from energymt.models.estimator_variants import make_estimator
 from energymt.preparation import open_vocabulary
 from energymt.runs import load_trainable
 from tests import toy
@@ -84,7 +86,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     plain = SentencePieceVocabulary.train(lines, 60)
     pieces = SentencePieceVocabulary.train(map(segmented, lines), 200, segmented=True, joiner="@@")
     for name in sorted(set(re.findall(r"ENERGYMT_RUNS\}?/([\w/-]+)/model", " ".join([*map(read, FILES), *COMMANDS])))):
-        save(runs / name, plain if name.startswith("multi30k") else pieces)
+        save(runs / name, plain if name.startswith(("multi30k", "qe_ebm", "estimators")) else pieces)
     return {"ENERGYMT_DATA": str(data), "ENERGYMT_RUNS": str(runs)}
 
 
@@ -94,9 +96,14 @@ def read(path: Path) -> str:
 
 def save(run: Path, vocabulary: Vocabulary) -> None:
     """A small model of the family that the name of a run tells."""
-    families = {"recurrent": "recurrent-toy", "teacher": "transformer-toy", "tagger": "tagger-toy"}
+    families = {"recurrent": "recurrent-toy", "teacher": "transformer-toy", "start": "transformer-toy"}
+    families["tagger"] = "tagger-toy"
     variant = next((variant for word, variant in families.items() if word in run.name), "masked-toy")
     run.mkdir(parents=True)
+    if run.parent.name == "estimators":
+        assert isinstance(vocabulary, SentencePieceVocabulary)
+        make_estimator("estimator-toy", hub_vocabulary(vocabulary), "unified_metric").save_pretrained(run / "model")
+        return
     toy.save_model(run, variant, vocabulary).rename(run / "model")
 
 
@@ -115,12 +122,16 @@ def test_the_commands_of_the_documents_can_be_run(command: str, places: dict[str
     assert (done.code, done.err) == (0, "")
     trainable, file = arguments[1], arguments[arguments.index("--config") + 1]
     assert f"trainable      {trainable}\n" in done.out
-    assert re.search(rf"within limits +{PAIRS} pairs \(0 are too long", done.out)
+    pairs = PAIRS // 5 if "/qe_ebm/" in file else PAIRS
+    assert re.search(rf"within limits +{pairs} pairs \(0 are too long", done.out)
     families = {"supervised": "transformer|recurrent", "estimator": "estimator"}
+    families |= dict.fromkeys(("qe_ebm", "reinforce", "ppo"), "transformer")
     wanted = families.get(trainable, "masked|tagger")
     assert re.search(rf"model +({wanted}), [\d,]+ parameters", done.out)
     assert "Nothing was trained and nothing was written." in done.out
-    if "multi30k" not in file and trainable == "supervised":  # the paper's size: 6 + 6 layers of width 512
+    if (
+        not re.search("multi30k|qe_ebm", file) and trainable == "supervised"
+    ):  # the paper's size: 6 + 6 layers of width 512
         assert int(re.findall(r"([\d,]+) parameters", done.out)[0].replace(",", "")) > 40_000_000
 
 

@@ -8,14 +8,22 @@ import torch
 from lightning.fabric import Fabric
 
 from energymt.configuration import validate
+from energymt.data.hub_pieces import hub_vocabulary
 from energymt.data.toy import ToyLanguage
 from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from energymt.models import make_translator
+from energymt.models.estimator_folder import write_estimator
+from energymt.models.estimator_variants import make_estimator
 from energymt.optimisation import learning_rate, make_optimizer, optimise
-from trainables import distilled, engine, masked, supervised
+from tests import tiny
+from trainables import distilled, engine, masked, ppo, qe_ebm, reinforce, supervised
 
-TRAINABLES = {"supervised": supervised, "masked": masked, "engine": engine, "distilled": distilled}
+TRAINABLES = {
+    **{"supervised": supervised, "masked": masked, "engine": engine, "distilled": distilled},
+    **{"qe_ebm": qe_ebm, "reinforce": reinforce, "ppo": ppo},
+}
 METHODS = ("supervised", "masked", "engine")  # `distilled` trains as `masked` does
+SCORED = ("qe_ebm", "reinforce", "ppo")  # trained by a quality estimator, in a `scored_world`
 SMALL = {
     "recurrent-toy": {"embedding": 8, "encoder": 6, "decoder": 10, "layers": 1},
     "transformer-toy": {"width": 8, "feedforward": 12, "encoder_layers": 1, "decoder_layers": 1, "heads": 2},
@@ -33,10 +41,12 @@ def write_corpora(folder: Path, train: int = 40, dev: int = 6) -> None:
         (folder / f"{name}.tsv").write_text("source\ttarget\n" + "".join(lines), encoding="utf-8")
 
 
-def vocabulary(folder: Path) -> Vocabulary:
-    """Whole words of the training text."""
+def vocabulary(folder: Path, size: int = 200, model_type: str = "word") -> SentencePieceVocabulary:
+    """Whole words of the training text, or pieces."""
     lines = (folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    return SentencePieceVocabulary.train((part for line in lines for part in line.split("\t")), 200, model_type="word")
+    return SentencePieceVocabulary.train(
+        (part for line in lines for part in line.split("\t")), size, model_type=model_type
+    )
 
 
 def save_model(folder: Path, variant: str, words: Vocabulary, seed: int = 3) -> Path:
@@ -61,6 +71,29 @@ def world(folder: Path, train: int = 40, dev: int = 6) -> Path:
     return folder
 
 
+def save_estimator(folder: Path, words: SentencePieceVocabulary, seed: int = 4) -> Path:
+    """A small quality estimator over the same pieces, whose random weights are not small."""
+    torch.manual_seed(seed)
+    sizes = {"width": 8, "feedforward": 12, "layers": 1, "heads": 2}
+    estimator = make_estimator("estimator-toy", hub_vocabulary(words), "unified_metric", **sizes)
+    tiny.shake(estimator, 1.0, seed)
+    folder.mkdir(parents=True)
+    write_estimator(folder, estimator.config, estimator.encoder.config, estimator.state_dict(), estimator.vocabulary)
+    return folder
+
+
+def scored_world(folder: Path, train: int = 40, dev: int = 6) -> Path:
+    """Text, translators over pieces of it, an estimator that trains them and a judge."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_corpora(folder, train, dev)
+    words = vocabulary(folder, 48, "unigram")
+    for variant in ("recurrent-toy", "transformer-toy", "masked-toy"):
+        save_model(folder, variant, words)
+    for seed, name in ((4, "estimator"), (5, "judge")):
+        save_estimator(folder / name, words, seed)
+    return folder
+
+
 def config(name: str, folder: Path, **changes: Any) -> Any:
     """The configuration of a small run on the text in `folder`."""
     column = {"source": "source", "target": "target"}
@@ -82,6 +115,9 @@ def config(name: str, folder: Path, **changes: Any) -> Any:
         values["teacher"] = str(folder / "recurrent-toy")
     if name == "engine":
         values["target_lengths"] = "reference"
+    if name in SCORED:
+        values |= {"model": {"init": str(folder / "transformer-toy")}, "quality": str(folder / "estimator")}
+        values |= {"samples": 2, "longest_sample": 6, "unlabelled_tokens_per_step": 48}
     return validate(TRAINABLES[name].Config, {**values, **changes}, "a test")
 
 
@@ -91,6 +127,10 @@ def make(name: str, settings: Any, double: bool = False) -> Any:
     trainable = TRAINABLES[name].TRAINABLE(settings)
     if double:
         trainable.model.double()
+        if name in SCORED:
+            trainable.start.double()
+            trainable.quality.estimator.double()
+            trainable.energy.table_VD = trainable.energy.table_VD.double()
         with contextlib.suppress(AttributeError):
             trainable.energy.teacher.double()
     return trainable

@@ -5,28 +5,34 @@
 A_Ψ gives logits z_1..z_T from the source and a length, all target tokens masked; E is `AutoregressiveEnergy` with the
 operators O1 (`feed`) and O2 (`score`). The length head goes on learning. The checkpoint is chosen by the *discrete*
 dev energy: that of the argmax tokens (oracle lengths), because the relaxed one can fall while translations get worse.
+
+Energies add up (`energies.weighted`): with `quality` the loss is E_Θ − w · s, with s the score of a quality estimator.
+No paper has this combination.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
+from torch import Tensor
 
 from energymt.configuration import ModelConfig, OptimizerConfig, TrainingConfig
 from energymt.data.vocabulary import require_same
-from energymt.development import energy_scores, translation_scores
+from energymt.development import energy_scores, translate_dev, translation_scores
 from energymt.devices import choose_device
 from energymt.distillation import pseudo_corpus
-from energymt.energies import AutoregressiveEnergy
+from energymt.energies import AutoregressiveEnergy, QualityEnergy
 from energymt.errors import ConfigurationError
 from energymt.losses import cross_entropy, length_loss
 from energymt.models import AutoregressiveModel, NonautoregressiveModel, load_translator
 from energymt.operators import Noise
 from energymt.preparation import open_model, prepare_text, require_room
-from energymt.records import Batch, Prediction, Step, StepBatch, Term
+from energymt.quality import open_quality
+from energymt.records import Batch, Pending, Prediction, Step, StepBatch, Term
 from energymt.storage import fetch
 from trainables.masked import partial_mask
 
@@ -54,6 +60,12 @@ class Config(TrainingConfig):
     """Weight of the length loss, both in nats per sentence (published: 1)."""
     masked_weight: float = Field(default=0.0, ge=0)
     """Weight of a masked cross-entropy on the same targets, in nats per token (published code: 0)."""
+    quality: str | None = None
+    """Address of a quality estimator whose energy joins the teacher's: a folder, or `pool:NAME`; None leaves it out."""
+    quality_weight: PositiveFloat = 1.0
+    """w, what a point of the estimator's score is worth beside the teacher's energy, in nats."""
+    quality_feed: Operator = "ST"
+    """The operator between translator and estimator (QE-EBM's code: ST)."""
 
 
 class Engine:
@@ -90,10 +102,15 @@ class Engine:
         require_room(self.text.dev, config, "dev", teacher, f"the teacher {config.teacher}")
         self.model = model
         self.energy = AutoregressiveEnergy(teacher, config.feed, config.score)
+        self.quality = None if config.quality is None else open_quality(config.quality, choose_device(config.device))
+        self.quality_energy: QualityEnergy | None = None
+        if self.quality is not None:
+            self.quality_energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, config.quality_feed)
 
     def steps(self, batch: StepBatch) -> Iterator[Step]:
         """One optimizer step a batch."""
-        names = ("energy", "length") + (("masked",) if self.config.masked_weight > 0 else ())
+        parts = {"quality": self.quality_energy is not None, "masked": self.config.masked_weight > 0}
+        names = ("energy", "length", *(name for name, there in parts.items() if there))
 
         def counts(micro: Batch) -> dict[str, float]:
             tokens = float(micro.target_mask_BT.sum())
@@ -101,13 +118,18 @@ class Engine:
 
         yield Step(names, batch.micro_batches, lambda micro: self.losses(micro, batch.step), counts)
 
-    def losses(self, batch: Batch, step: int) -> list[Term]:
-        """Energy of the fully masked pass, length loss, and the masked cross-entropy where it has weight."""
+    def losses(self, batch: Batch, step: int) -> list[Term] | Pending:
+        """Energies of the fully masked pass, length loss, and the masked cross-entropy where it has weight.
+
+        The estimator is asked before the teacher reads, and waited for when everything else is computed.
+        """
         self.energy.teacher.to(batch.target_BT.device)
         noise = Noise(self.config.seed, step, batch.sentence_ids_B)
         memory = self.model.encode(batch.source)
         logits_BTV = self.model.predict(memory, self.model.unseen(batch.target_mask_BT), batch.target_mask_BT)
-        energy_B = self.energy(batch.source, Prediction(logits_BTV, batch.target_mask_BT, noise=noise))
+        prediction = Prediction(logits_BTV, batch.target_mask_BT, noise=noise)
+        asked = None if self.quality_energy is None else self.quality_energy.begin(batch.source, prediction)
+        energy_B = self.energy(batch.source, prediction)
         assert memory.length_logp_BL is not None
         sentences = float(len(batch))
         terms = [
@@ -124,13 +146,30 @@ class Engine:
             tokens_BT = batch.target_BT.masked_fill(hidden_BT, self.text.vocabulary.mask_id)
             nll = cross_entropy(self.model.predict(memory, tokens_BT, batch.target_mask_BT), batch.target_BT, hidden_BT)
             terms.append(Term("masked", nll, float(batch.target_mask_BT.sum()), self.config.masked_weight))
-        return terms
+        return terms if asked is None else lambda: [*terms, self.quality_term(asked)]
+
+    def quality_term(self, asked: Callable[[], Tensor]) -> Term:
+        """The estimator's energy, when it is there; that of a sentence that could not be scored is 0."""
+        energy_B = asked()
+        energy_B = torch.where(energy_B.isfinite(), energy_B, torch.zeros_like(energy_B))
+        return Term("quality", energy_B.sum(), float(len(energy_B)), self.config.quality_weight)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Discrete and relaxed dev energy with oracle lengths, and BLEU of one pass with predicted lengths."""
-        energies = energy_scores(self.model, self.energy, self.text.dev, self.config)
-        return {**energies, **translation_scores(self.model, self.text.dev_corpus, iterations=1)}
+        """Discrete and relaxed dev energy with oracle lengths; BLEU and quality of one pass with predicted lengths."""
+        values = energy_scores(self.model, self.energy, self.text.dev, self.config)
+        corpus, words = self.text.dev_corpus, self.text.vocabulary
+        outputs = translate_dev(self.model, corpus, iterations=1)
+        values |= translation_scores(self.model, corpus, outputs=outputs)
+        if self.quality is not None:
+            sources = [words.as_plain_text(text) for text in corpus.source]
+            values["dev/quality"] = float(np.nanmean(self.quality.score(sources, [text for text, _ in outputs])))
+        return values
+
+    def close(self) -> None:
+        """Return the lease of a pool."""
+        if self.quality is not None:
+            self.quality.close()
 
 
 TRAINABLE = Engine

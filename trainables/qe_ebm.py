@@ -71,6 +71,9 @@ class QeEbm(SemiSupervised):
     def steps(self, batch: StepBatch) -> Iterator[Mixture]:
         """One optimizer step a batch; the estimator's before it."""
         dynamic = self.options.dynamic
+        if self.quality.pupil is not None and batch.step == 0:
+            self.quality.pupil.begin()
+        self.look_at_start(batch)  # before the estimator learns
         self.taught = {}
         if dynamic is not None and batch.step >= dynamic.warmup_steps and batch.step % dynamic.every == 0:
             self.taught = self.teach(batch, dynamic)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
@@ -30,7 +31,8 @@ class Config(SemiSupervisedConfig):
     """REINFORCE."""
 
     baseline: Literal["leave-one-out", "running"] = "leave-one-out"
-    """What a score is compared with: the other samples of its source, or a running mean of the steps before."""
+    """What a score is compared with: the other samples of its source, or a running mean of the steps before, of which
+    the first step has none and so no advantage."""
     reward_scale: PositiveFloat = 1.0
     """Factor of the advantages, fixed for the run."""
     decay: float = Field(default=0.95, ge=0, lt=1)
@@ -87,13 +89,16 @@ class Reinforce(SemiSupervised):
     def advantages(self, reward_R: Tensor, scored_R: Tensor) -> Tensor:
         """Rewards against the baseline; 0 where there is no score."""
         if self.options.baseline == "running":
-            baseline = float(reward_R[scored_R].mean()) if self.running is None else self.running
-            return (reward_R - baseline).masked_fill(~scored_R, 0.0)
+            if self.running is None:  # a mean of this micro-batch would depend on how the step is cut
+                return torch.zeros_like(reward_R)
+            return (reward_R - self.running).masked_fill(~scored_R, 0.0)
         groups = (-1, self.config.samples)
         return leave_one_out(reward_R.view(groups), scored_R.view(groups)).flatten()
 
     def note(self, means: Mapping[str, float]) -> None:
         """The mean reward of a step, over all workers."""
+        if "reward" not in means:  # no unlabelled source in this step
+            return
         decay = self.options.decay
         self.running = means["reward"] if self.running is None else decay * self.running + (1 - decay) * means["reward"]
 

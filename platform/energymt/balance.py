@@ -81,13 +81,15 @@ class Balance:
 
     def _gradnorm(self, norms: tuple[float, float], losses: tuple[float, float]) -> tuple[float, float]:
         """The present weights; then they go a step towards norms in proportion to (L / L_0)^α."""
+        now = (self.learnt[0], self.learnt[1])
+        if min(norms) == 0.0:  # a part is not there, and neither is its loss
+            return now
         self.first = self.first or [max(TINY, loss) for loss in losses]
         rates = [max(TINY, loss) / first for loss, first in zip(losses, self.first, strict=True)]
         mean_rate = sum(rates) / 2
         norm = sum(weight * norm for weight, norm in zip(self.learnt, norms, strict=True)) / 2
-        now = (self.learnt[0], self.learnt[1])
         wanted = [norm * (rate / mean_rate) ** self.config.asymmetry for rate in rates]
-        # The gradient of Σ |w_i n_i − wanted_i| in w_i, the wanted norm held fixed; in mean norms, so that no unit counts.
+        # The gradient of Σ |w_i n_i − wanted_i| in w_i, the wanted norm held fixed; in mean norms: no unit counts.
         for place in (0, 1):
             gap = now[place] * norms[place] - wanted[place]
             self.learnt[place] -= self.config.rate * ((gap > 0) - (gap < 0)) * norms[place] / max(TINY, sum(norms) / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,19 @@ from energymt.data.batching import pad
 from energymt.data.corpus import Corpus
 from energymt.data.vocabulary import require_same
 from energymt.decoding.translate import DecodingOptions, Translator
+from energymt.devices import choose_device
 from energymt.energies import AutoregressiveEnergy
 from energymt.errors import ConfigurationError
 from energymt.metrics.significance import Comparison, Interval, compare, interval
 from energymt.metrics.translation import Report, Statistics, report, statistics
 from energymt.models import AutoregressiveModel, load_translator
+from energymt.quality import Judge, open_judge
 from energymt.records import Hypothesis, Source
 from energymt.storage import fetch
 
 SENTENCES_AT_ONCE = 64
 # What the table shows: label, and the factor on the value (a share becomes percent).
+JUDGED = "judged by"
 SHOWN = {
     "bleu": ("BLEU", 1.0),
     "chrf": ("chrF", 1.0),
@@ -84,10 +87,12 @@ def evaluate_models(
     *,
     energy: str | None = None,
     oracle_lengths: bool = False,
+    judges: Sequence[str] = (),
 ) -> Evaluation:
-    """Translate and score `corpus` by one or two models."""
+    """Translate and score `corpus` by one or two models; `judges` are addresses of estimators that score them, too."""
     teacher = load_teacher(energy) if energy is not None else None
-    systems = [evaluate_model(address, corpus, options, teacher, oracle_lengths) for address in addresses]
+    opened = {f"{JUDGED} {address}": open_judge(address, choose_device("auto")) for address in judges}
+    systems = [evaluate_model(address, corpus, options, teacher, oracle_lengths, opened) for address in addresses]
     comparisons = {}
     if len(systems) == 2:
         first, second = systems
@@ -101,8 +106,9 @@ def evaluate_model(
     options: DecodingOptions,
     teacher: AutoregressiveModel | None = None,
     oracle_lengths: bool = False,
+    judges: Mapping[str, Judge] | None = None,
 ) -> System:
-    """Translate a test set by one model and score it; with a teacher, its energy of every output is a score too."""
+    """Translate a test set by one model and score it, also by a teacher's energy and by judges, if there are any."""
     assert corpus.target is not None
     model = load_translator(fetch(address))
     words = model.vocabulary
@@ -117,6 +123,8 @@ def evaluate_model(
         require_same(teacher.vocabulary, words, "the teacher", address)
         values["energy"] = energies(teacher, corpus.source, [list(item.ids) for item in hypotheses])
     outputs, references = [text for text, _ in found], [words.as_plain_text(text) for text in corpus.target]
+    sources = [words.as_plain_text(text) for text in corpus.source]
+    values |= {name: list(judge(sources, outputs, references)) for name, judge in (judges or {}).items()}
     scores, rows = _scores(model, corpus, outputs, references, hypotheses, reference_ids, values)
     return System(address, outputs, scores, rows, {key: interval(value) for key, value in rows.items()}, seconds)
 
@@ -166,24 +174,26 @@ def energies_of(teacher: AutoregressiveModel, sources: Sequence[str], targets: S
 def show(result: Evaluation) -> str:
     """Scores with 95 % intervals as a table, source-length buckets below, then the paired tests."""
     lines = []
+    judged = [key for system in result.systems for key in system.intervals if key.startswith(JUDGED)]
+    shown = SHOWN | {key: (f"{key}  ", 1.0) for key in judged}
     for system in result.systems:
         lines.append(f"{system.name}  ({system.report.overall.sentences} sentences, {system.seconds:.1f} s)")
-        for key, (label, factor) in SHOWN.items():
+        for key, (label, factor) in shown.items():
             if key in system.intervals:
                 value, low, high = (factor * number for number in system.intervals[key].to_dict().values())
                 lines.append(f"  {label:13}{value:9.3f}   95 % [{low:.3f}, {high:.3f}]")
         for bucket in system.report.by_source_length:
             own = bucket.scores.flat()
             parts = "  ".join(
-                f"{label} {factor * own[key]:.2f}" for key, (label, factor) in SHOWN.items() if key in own
+                f"{label} {factor * own[key]:.2f}" for key, (label, factor) in shown.items() if key in own
             )
             lines.append(f"  source {bucket.name:>6} tokens ({bucket.scores.sentences:4}): {parts}")
         lines.append(f"  {system.report.signatures.get('bleu', '')}")
     if result.comparisons:
         lines.append("first minus second, paired bootstrap and approximate randomisation:")
     for key, comparison in result.comparisons.items():
-        if key in SHOWN:
-            label, factor = SHOWN[key]
+        if key in shown:
+            label, factor = shown[key]
             facts = "  ".join(
                 f"{name} {value if name.startswith('p_') else factor * value:.4g}"
                 for name, value in comparison.to_dict().items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,13 +97,30 @@ def _train(
         result = runs.train(trainable, config, folder, tracker, echo)
         progress = result.progress
         return progress.best or 0.0, result.metrics, result.interrupted, progress.step
-    from energymt.cluster import runtime
+    start_ray([config])
     from energymt.cluster.launch import Workers, train_on_ray
 
-    runtime.start()
     workers = Workers(placement.workers, gpus=placement.gpus_per_worker)
     outcome = train_on_ray(trainable, config, folder, workers=workers, tracker=tracker, echo=echo)
     return outcome.best or 0.0, outcome.metrics, outcome.interrupted, outcome.step
+
+
+def start_ray(configs: Iterable[TrainingConfig]) -> None:
+    """Start or join the Ray that runs train in: that of the energy pools of this machine where a run asks one.
+
+    Raises:
+        EnergyUnavailable: a run asks a pool, and none is up.
+        ResourceError: the Ray at RAY_ADDRESS does not answer, or a local one does not start.
+    """
+    from energymt.cluster import runtime
+    from energymt.pool import ground
+    from energymt.quality import POOL
+
+    runtime.prepare_environment()
+    if any(str(getattr(config, "quality", "")).startswith(POOL) for config in configs):
+        ground.join()
+    else:
+        runtime.start()
 
 
 def _register(folder: Path, metric: str, value: float, higher_is_better: bool, bookkeeping: Bookkeeping) -> str:

@@ -130,7 +130,8 @@ def _mix(
     step: Mixture, gradients: list[Gradient], parameters: list[nn.Parameter], means: dict[str, float]
 ) -> dict[str, float]:
     """Put the weighted sum of the parts' gradients in place; returns norms, cosines and weights for the log."""
-    gram_PP = torch.tensor([[_product(first, second) for second in gradients] for first in gradients]).double()
+    products = [[_product(first, second) for second in gradients] for first in gradients]
+    gram_PP = torch.tensor(products, dtype=torch.float64)
     weights = step.weigh(gram_PP, means)
     for place, parameter in enumerate(parameters):
         for weight, found in zip(weights, gradients, strict=True):

@@ -17,15 +17,23 @@ from energymt.errors import ConfigurationError
 from energymt.models.estimator import Estimator, QualityEstimator
 from energymt.models.estimator_folder import load_estimator
 from energymt.models.learning import EstimatorLearner, Learns, Lesson, LessonOptions
-from energymt.models.scoring import needs_references, score_lines
+from energymt.models.scoring import score_lines
 from energymt.storage import fetch
 
 POOL = "pool:"
+
+Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+"""(sources, translations, references) -> scores, higher is better."""
+
 LEARNER_FOLDER = "learner"
 
 
 class Pupil(Protocol):
     """What a lesson is given to."""
+
+    def begin(self) -> None:
+        """Start from the estimator as it was: a run that goes on from no checkpoint."""
+        ...
 
     def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
         """Take one step with all the parts of a lesson; what to log."""
@@ -82,7 +90,7 @@ def open_quality(
         ConfigurationError: one that cannot serve as an energy.
     """
     if address.startswith(POOL):
-        return _pooled(address.removeprefix(POOL), run if learns is not None else "", deterministic)
+        return _pooled(address.removeprefix(POOL), device, run if learns is not None else "", deterministic)
     estimator = load_estimator(fetch(address)).to(device)
     if not estimator.differentiable:
         raise ConfigurationError(
@@ -93,19 +101,19 @@ def open_quality(
     return Quality(estimator, partial(score_lines, estimator), pupil)
 
 
-def open_judge(address: str, device: torch.device) -> TextScore:
-    """What scores text and nothing else.
-
-    Raises:
-        ConfigurationError: a metric that needs references.
-    """
+def open_judge(address: str, device: torch.device) -> Judge:
+    """What scores text and nothing else: any metric of the COMET family, with references where it reads them."""
+    if address.startswith(POOL):
+        quality = open_quality(address, device)
+        return lambda sources, translations, references: quality.score(sources, translations)
     estimator: QualityEstimator = load_estimator(fetch(address)).to(device)
-    if needs_references(estimator):
-        raise ConfigurationError(f"The judge {address} compares with references; take one that reads the source alone.")
-    return partial(score_lines, estimator)
+    compares = "ref" in estimator.config.parts
+    return lambda sources, translations, references: score_lines(
+        estimator, sources, translations, references if compares else None
+    )
 
 
-def open_original(address: str, device: torch.device) -> TextScore:
+def open_original(address: str, device: torch.device) -> Judge:
     """The estimator that an address began with, as it was before anybody taught it; here, and for text alone."""
     if address.startswith(POOL):
         from energymt.pool.opening import frozen_address
@@ -114,10 +122,11 @@ def open_original(address: str, device: torch.device) -> TextScore:
     return open_judge(address, device)
 
 
-def _pooled(name: str, run: str, deterministic: bool) -> Quality:
+def _pooled(name: str, device: torch.device, run: str, deterministic: bool) -> Quality:
     from energymt.pool.opening import open_pool
 
     estimator, learner = open_pool(name, run, alone=deterministic)
+    estimator.table_VD = estimator.table_VD.to(device)  # where translations are mixed
     pupil = None if learner is None else _Pooled(estimator, learner)
 
     def score(sources: Sequence[str], translations: Sequence[str]) -> Sequence[float]:
@@ -131,6 +140,9 @@ class _Own:
 
     def __init__(self, learner: EstimatorLearner) -> None:
         self.learner = learner
+
+    def begin(self) -> None:
+        """It was loaded a moment ago."""
 
     def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
         from energymt.pool.lessons import combine, gradient_to_wire
@@ -162,6 +174,10 @@ class _Pooled:
 
     def __init__(self, estimator: Any, learner: Any) -> None:
         self.estimator, self.learner = estimator, learner
+
+    def begin(self) -> None:
+        """A run of this name may have taught the pool before. Every worker asks before it gives its first part."""
+        self.estimator.version = self.learner.restore(None)
 
     def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
         reply = self.learner.learn(lesson, step, part=part, parts=parts, options=options)

@@ -27,6 +27,7 @@ from energymt.data.batching import EncodedCorpus, Plan, StepPlan, encode_corpus
 from energymt.data.corpus import Corpus, DataConfig, read_corpus
 from energymt.data.neighbours import load_neighbours
 from energymt.data.pairing import NeighbourPlan, PairedPlan
+from energymt.decoding.rerank import TextScore
 from energymt.decoding.sampling import SAMPLE_STREAM, Samples, sample
 from energymt.development import translate_dev, translation_scores
 from energymt.devices import choose_device
@@ -40,7 +41,7 @@ from energymt.models.learning import Learns
 from energymt.monitor import Monitor
 from energymt.operators import Noise
 from energymt.preparation import Text, open_model, prepare_text, require_room
-from energymt.quality import open_judge, open_original, open_quality
+from energymt.quality import Judge, open_judge, open_original, open_quality
 from energymt.records import Batch, Mixture, Step, StepBatch, Term
 from energymt.storage import fetch
 
@@ -59,7 +60,8 @@ class SemiSupervisedConfig(TrainingConfig):
     quality: str
     """Address of the quality estimator: a folder, or `pool:NAME`."""
     judge: str | None = None
-    """Address of another estimator, which only judges; the one that trains never judges alone."""
+    """Address of another metric of the COMET family, which only judges, with references if it reads them; the one that
+    trains never judges alone."""
     choose_by: Literal["chrf", "bleu", "judge"] = "chrf"
     """Dev value that chooses the checkpoint. (QE-EBM chooses by the estimator that it trains with.)"""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -134,9 +136,9 @@ class SemiSupervised:
         self.energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, feed)
         judges = {"quality": self.quality.score}
         if learns is not None:
-            judges["quality_frozen"] = open_original(config.quality, self.device)
+            judges["quality_frozen"] = self._on_dev(open_original(config.quality, self.device))
         if config.judge is not None:
-            judges["judge"] = open_judge(config.judge, self.device)
+            judges["judge"] = self._on_dev(open_judge(config.judge, self.device))
         corpus, unlabelled = read_unlabelled(config, self.text)
         require_room(unlabelled, config, "train", model)
         self.plan = make_plan(config, self.text, corpus, unlabelled)
@@ -154,9 +156,7 @@ class SemiSupervised:
 
     def mixture(self, batch: StepBatch, unlabelled: Step) -> Mixture:
         """The step of a batch, given its unlabelled part."""
-        if not self.monitor.history and batch.rank == 0:
-            self.evaluate()  # the start, which alarms compare with
-            self.model.train()
+        self.look_at_start(batch)
         labelled = Step(("nll",), batch.micro_batches, self.labelled_losses, self.labelled_counts)
 
         def weigh(gram_PP: Tensor, means: Mapping[str, float]) -> list[float]:
@@ -171,6 +171,12 @@ class SemiSupervised:
             return [weights[1], weights[0]]
 
         return Mixture({UNLABELLED: unlabelled, LABELLED: labelled}, weigh, self.times)
+
+    def look_at_start(self, batch: StepBatch) -> None:
+        """Dev values before the first step, which alarms compare with; none where they are known."""
+        if not self.monitor.history and batch.rank == 0:
+            self.evaluate()
+            self.model.train()
 
     def note(self, means: Mapping[str, float]) -> None:
         """The mean of every term of a step, over all workers; for methods that remember it."""
@@ -237,9 +243,15 @@ class SemiSupervised:
         self.ratios, self.cosines = [], []
         return values
 
+    def _on_dev(self, judge: Judge) -> TextScore:
+        """A judge of translations of the dev text."""
+        references = [self.text.vocabulary.as_plain_text(text) for text in self.text.dev_corpus.target or []]
+        return lambda sources, translations: judge(sources, translations, references)
+
     def save_state(self, folder: Path) -> None:
-        """What a checkpoint must hold besides weights: GradNorm's weights, the dev values so far, what was learnt."""
+        """What a checkpoint must hold besides weights: GradNorm's weights, the values so far, what was learnt."""
         state = {"balance": self.balance.state(), "history": self.monitor.history}
+        state |= {"ratios": self.ratios, "cosines": self.cosines}
         write_atomically(folder / STATE_FILE, json.dumps(state))
         if self.quality.pupil is not None:
             self.quality.pupil.save_state(folder)
@@ -249,6 +261,7 @@ class SemiSupervised:
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         self.balance.load(state["balance"])
         self.monitor.history = state["history"]
+        self.ratios, self.cosines = state.get("ratios", []), state.get("cosines", [])
         if self.quality.pupil is not None:
             self.quality.pupil.load_state(folder)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from energymt import runs
-from energymt.cluster import runtime
 from energymt.cluster.outcomes import UNFINISHED, Row, rows, table
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
+from energymt.launch import start_ray
 from energymt.search_space import Budget, Cell, cells, load_space
 from energymt.storage import runs_root
 from energymt.tracking import NO_TRACKING
@@ -69,7 +69,7 @@ def run_sweep(
     folder = runs_root() / "sweeps" / name
     with runs.owned(folder):
         _describe(folder, module, plan, resume)
-        runtime.start()
+        start_ray(cell.config for cell in plan)
         from energymt.cluster.tuning import tune_cells
 
         with NestedTracking(name, folder, module, plan, tracking, echo) as nested:

@@ -131,8 +131,9 @@ def assess(trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progr
         progress.best, progress.best_step, progress.evaluations_without_gain = value, progress.step, 0
     else:
         progress.evaluations_without_gain += 1
-        progress.stopped_early = progress.evaluations_without_gain >= trainable.config.patience
-    progress.stopped_early |= values.get("dev/stop", 0.0) > 0
+    if values.get("dev/stop", 0.0) > 0:  # uses up all patience, so that the run is not taken up by itself
+        progress.evaluations_without_gain = max(progress.evaluations_without_gain, trainable.config.patience)
+    progress.stopped_early = progress.evaluations_without_gain >= trainable.config.patience
     if fabric.is_global_zero:
         checkpoints.keep(trainable.model, progress, value, trainable.HIGHER_IS_BETTER)
     progress.kept = fabric.broadcast(progress.kept)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from energymt.decoding import DecodingOptions, Translator, autoregressive, mask_predict
-from energymt.decoding.rerank import by_energy, rerank, rerank_texts
+from energymt.decoding.rerank import by_energy, rerank, rerank_by_consensus, rerank_texts
 from energymt.energies import AutoregressiveEnergy, WeightedEnergy
+from energymt.errors import ConfigurationError
 from energymt.records import Hypothesis
 
 SIZE = 16
@@ -140,3 +141,45 @@ def test_a_translator_ranks_all_its_candidates_by_their_text(name, width, reques
     assert set(seen) == set(lines) - {""}
     first = [items[0][0] for items in everything]
     assert first[:12] + first[13:] != [items[0][0] for items in ranked], "the test sees nothing"
+
+
+def overlap(sources, translations, references):
+    """Words in common, and a bonus for the source's own word."""
+    rows = zip(sources, translations, references, strict=True)
+    return [len({*own.split()} & {*other.split()}) + 0.25 * (source in own) for source, own, other in rows]
+
+
+def test_consensus_prefers_what_the_other_candidates_say():
+    item = Hypothesis((7,), -1.0, -1.0)
+    first = [(text, item) for text in ("x y", "a b c", "a b", "a b")]
+    second = [("only", item)]
+    [ranked, alone, none] = rerank_by_consensus([first, second, []], ["q", "a", "b"], overlap)
+    assert [text for text, _ in ranked] == ["a b c", "a b", "a b", "x y"]
+    assert [round(found.extra["quality"], 3) for _, found in ranked] == [1.333, 1.333, 1.333, 0.0]
+    assert alone == [("only", item.with_extra(quality=0.0))] and none == []
+    [[(text, best), *_]] = rerank_by_consensus([[("a b", item), ("q c", item), ("q d", item)]], ["q"], overlap)
+    assert text == "q c" and best.extra["quality"] == pytest.approx((0.25 + 1.25) / 2)
+
+
+def test_candidates_are_drawn_by_the_sentence_and_the_seed_alone(transformer, sentences):
+    texts = [" ".join(map(str, ids)) for ids in sentences(5)]
+    options = DecodingOptions(samples=6, n_best=6, max_length=5)
+    found = Translator(transformer, options).translate(texts)
+    again = Translator(transformer, options.model_copy(update={"tokens_per_batch": 1})).translate(texts[::-1])[::-1]
+    other = Translator(transformer, options.model_copy(update={"seed": 2})).translate(texts)
+    for one, two, third in zip(found, again, other, strict=True):
+        assert [item.ids for _, item in one] == [item.ids for _, item in two]
+        assert [item.total for _, item in one] == pytest.approx([item.total for _, item in two], rel=1e-4)
+        assert [item.score for _, item in one] == sorted((item.score for _, item in one), reverse=True)
+        assert {item.ids for _, item in one} != {item.ids for _, item in third}
+    assert len({item.ids for one in found for _, item in one}) > 10
+    energy = AutoregressiveEnergy(transformer)
+    ranked = Translator(transformer, options, energy=energy).translate(texts)
+    for one, two in zip(found, ranked, strict=True):
+        assert sorted(item.ids for _, item in one) == sorted(item.ids for _, item in two)
+        assert [item.extra["energy"] for _, item in two] == pytest.approx([-item.total for _, item in two], abs=1e-3)
+
+
+def test_samples_of_a_parallel_translator_are_refused(masked):
+    with pytest.raises(ConfigurationError, match="autoregressive"):
+        Translator(masked, DecodingOptions(samples=2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +14,12 @@ from energymt.errors import ConfigurationError
 if TYPE_CHECKING:
     from energymt.data.corpus import Corpus
     from energymt.data.sentence_vectors import SentenceEncoder
+    from energymt.decoding.rerank import TextScore
     from energymt.models.estimator import QualityEstimator
 
 
 def filter_data(
-    estimator: Annotated[str, typer.Argument(help="Address of a quality estimator.")],
+    estimator: Annotated[str, typer.Argument(help="Address of a quality estimator, or pool:NAME.")],
     data: Annotated[str, typer.Option("--data", "-d", help="Pairs to choose from: TSV, JSONL or source text.")],
     output: Annotated[Path, typer.Option(help="TSV file to write: source, target, score.")],
     source: Annotated[str | None, typer.Option(help="Column of the source text.")] = None,
@@ -28,18 +29,28 @@ def filter_data(
     quantile: Annotated[float | None, typer.Option(help="Keep this share of the pairs, the best ones.")] = None,
 ) -> None:
     """Keep the pairs that a quality estimator finds good. No pair is ever scored twice, also not by a second call."""
+    import torch
+
     from energymt.data.corpus import DataConfig, read_corpus
     from energymt.data.selection import Criterion, ScoreStore, filter_pairs, folder_fingerprint
     from energymt.folders import write_atomically
+    from energymt.quality import POOL, open_quality
     from energymt.storage import fetch, runs_root
 
     criterion = Criterion(threshold, quantile)
     if not output.absolute().parent.is_dir():
         raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path))
-    folder = fetch(estimator)
+    if estimator.startswith(POOL):
+        from energymt.pool.opening import frozen_address
+
+        folder = fetch(frozen_address(estimator.removeprefix(POOL)))
+        score = _told(open_quality(estimator, torch.device("cpu")).score)
+    else:
+        folder = fetch(estimator)
+        score = _told(_scorer(estimator, folder))
     store = ScoreStore(runs_root() / "scores", folder_fingerprint(folder))
-    kept = filter_pairs(corpus, criterion, _scorer(estimator, folder), store)
+    kept = filter_pairs(corpus, criterion, score, store)
     assert kept.corpus.target is not None
     rows = zip(kept.corpus.source, kept.corpus.target, kept.scores, strict=True)
     lines = ["source\ttarget\tscore", *(f"{original}\t{text}\t{score:.6f}" for original, text, score in rows)]
@@ -48,14 +59,27 @@ def filter_data(
     typer.echo(_quantiles(kept.scores_N))
 
 
-def _scorer(address: str, folder: Path) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
-    """The scores of an estimator, which is loaded when the first pair is to be scored."""
+def _told(score: TextScore) -> TextScore:
+    """The same scores, with a line for each chunk."""
     from energymt.console import plain
+
+    scored = 0
+
+    def told(sources: Sequence[str], translations: Sequence[str]) -> Sequence[float]:
+        nonlocal scored
+        if scored:
+            plain(f"{scored:,} pairs scored")
+        scored += len(sources)
+        return score(sources, translations)
+
+    return told
+
+
+def _scorer(address: str, folder: Path) -> TextScore:
+    """The scores of an estimator, which is loaded when the first pair is to be scored."""
     from energymt.devices import choose_device
     from energymt.models.estimator_folder import load_estimator
     from energymt.models.scoring import needs_references, score_lines
-
-    scored = 0
 
     @cache
     def load() -> QualityEstimator:
@@ -67,14 +91,7 @@ def _scorer(address: str, folder: Path) -> Callable[[Sequence[str], Sequence[str
             )
         return estimator
 
-    def score(sources: Sequence[str], translations: Sequence[str]) -> list[float]:
-        nonlocal scored
-        if scored:
-            plain(f"{scored:,} pairs scored")
-        scored += len(sources)
-        return score_lines(load(), sources, translations)
-
-    return score
+    return lambda sources, translations: score_lines(load(), sources, translations)
 
 
 def _quantiles(scores: Any) -> str:

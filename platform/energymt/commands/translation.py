@@ -34,8 +34,13 @@ def translate(
         float,
         typer.Option(min=1, help="Ended hypotheses, in beams, after which a line is done; inf: search to the end."),
     ] = 1.0,
+    samples: Annotated[int | None, typer.Option(min=1, help="Draw so many candidates instead of searching.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 1,
     rerank: Annotated[
-        str | None, typer.Option(help="Address of a teacher or a quality estimator that picks among the candidates.")
+        str | None,
+        typer.Option(
+            help="Teacher or estimator that picks among the candidates; one that compares: by consensus (MBR)."
+        ),
     ] = None,
     engine: Annotated[Engine, typer.Option(help="torch, or an export made by `energymt models export`.")] = "torch",
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Precision of the export.")] = "fp32",
@@ -49,6 +54,8 @@ def translate(
         beam=beam,
         length_beam=length_beam,
         iterations=iterations,
+        samples=samples,
+        seed=seed,
         n_best=n_best,
         length_penalty=length_penalty,
         patience=patience,
@@ -59,7 +66,7 @@ def translate(
 
 
 def score(
-    energy: Annotated[str, typer.Argument(help="Address of an autoregressive teacher or of a quality estimator.")],
+    energy: Annotated[str, typer.Argument(help="Address of a teacher or of a quality estimator, or pool:NAME.")],
     source: Annotated[Path, typer.Option(help="Source sentences, one a line.")],
     target: Annotated[Path, typer.Option(help="Translations, one a line; an estimator scores an empty one too.")],
     reference: Annotated[
@@ -69,10 +76,14 @@ def score(
     """Print a number a line: a teacher's energy (nats, lower is better) or an estimator's score (higher is better)."""
     from energymt.models.comet_settings import SETTINGS_FILE
     from energymt.models.estimator_folder import ESTIMATOR_FILE
+    from energymt.quality import POOL
     from energymt.storage import fetch
 
-    folder = fetch(energy)
-    if (folder / ESTIMATOR_FILE).is_file():
+    if energy.startswith(POOL):
+        if reference is not None:
+            raise ConfigurationError(f"{energy} serves an estimator that reads no references: drop --reference.")
+        values = _pooled(energy, {"source": source, "translation": target})
+    elif ((folder := fetch(energy)) / ESTIMATOR_FILE).is_file():
         sides = {"source": source, "translation": target, **({} if reference is None else {"reference": reference})}
         values = _qualities(folder, sides)
     elif (folder / SETTINGS_FILE).is_file():
@@ -105,14 +116,8 @@ def _qualities(folder: Path, files: dict[str, Path]) -> Iterator[float]:
     from energymt.models.estimator_folder import load_estimator
     from energymt.models.scoring import WINDOW, score_lines
 
-    sides = {name: _lines(name, file) for name, file in files.items()}
+    sides = _sides(files)
     lines = len(sides["source"])
-    for name, texts in sides.items():
-        if len(texts) != lines:
-            raise DataError(
-                f"{files['source']} has {lines:,} lines and {files[name]} has {len(texts):,}: line n of all files "
-                f"must belong together."
-            )
     estimator = load_estimator(folder).to(choose_device("auto"))
     if "reference" in sides and "ref" not in estimator.config.parts:
         raise ConfigurationError(f"The metric in {folder} reads no references: drop --reference.")
@@ -120,6 +125,33 @@ def _qualities(folder: Path, files: dict[str, Path]) -> Iterator[float]:
         _tell_of_cuts(files[name], texts, estimator)
     for start in range(0, lines, WINDOW):
         yield from score_lines(estimator, *(texts[start : start + WINDOW] for texts in sides.values()))
+
+
+def _pooled(address: str, files: dict[str, Path]) -> Iterator[float]:
+    """The same by the replicas of a pool."""
+    import torch
+
+    from energymt.models.scoring import WINDOW
+    from energymt.quality import open_quality
+
+    sides = _sides(files)
+    quality = open_quality(address, torch.device("cpu"))
+    try:
+        for start in range(0, len(sides["source"]), WINDOW):
+            yield from quality.score(*(texts[start : start + WINDOW] for texts in sides.values()))
+    finally:
+        quality.close()
+
+
+def _sides(files: dict[str, Path]) -> dict[str, list[str]]:
+    sides = {name: _lines(name, file) for name, file in files.items()}
+    for name, texts in sides.items():
+        if len(texts) != len(sides["source"]):
+            raise DataError(
+                f"{files['source']} has {len(sides['source']):,} lines and {files[name]} has {len(texts):,}: line n of "
+                f"all files must belong together."
+            )
+    return sides
 
 
 def _tell_of_cuts(file: Path, texts: Sequence[str], estimator: QualityEstimator) -> None:
@@ -157,6 +189,10 @@ def evaluate(
     target_path: Annotated[str | None, typer.Option(help="File of references, for a pair of text files.")] = None,
     against: Annotated[str | None, typer.Option(help="Address of a second model, compared pairwise.")] = None,
     energy: Annotated[str | None, typer.Option(help="Address of a teacher: adds its energy of each output.")] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of an estimator (or pool:NAME) that scores each output; repeatable."),
+    ] = None,
     beam: Beam = 5,
     length_beam: LengthBeam = 5,
     iterations: Iterations = 10,
@@ -179,7 +215,9 @@ def evaluate(
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path))
     options = DecodingOptions(beam=beam, length_beam=length_beam, iterations=iterations)
     addresses = [model] if against is None else [model, against]
-    result = evaluate_models(addresses, corpus, options, energy=energy, oracle_lengths=oracle_lengths)
+    result = evaluate_models(
+        addresses, corpus, options, energy=energy, oracle_lengths=oracle_lengths, judges=judge or ()
+    )
     typer.echo(show(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from energymt.data.vocabulary import require_same
-from energymt.decoding.rerank import TextScore
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.devices import choose_device
-from energymt.errors import ConfigurationError, DataError
+from energymt.errors import DataError
 from energymt.models import load_translator
 from energymt.models.comet_settings import SETTINGS_FILE
 from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
@@ -34,7 +33,10 @@ def translate_stream(
 def open_translator(
     folder: Path, options: DecodingOptions, *, rerank: str | None, engine: str, precision: str
 ) -> Translator:
-    """A model folder with one of the engines; `rerank` is the address of a teacher or estimator that chooses."""
+    """A model folder with one of the engines; `rerank` is the address of a teacher or estimator that chooses.
+
+    An estimator that compares with references is given the other candidates for them (minimum Bayes risk).
+    """
     if engine == "torch":
         model: Any = load_translator(folder)
     else:
@@ -45,24 +47,16 @@ def open_translator(
         return Translator(model, options)
     judge = fetch(rerank)
     if (judge / ESTIMATOR_FILE).is_file() or (judge / SETTINGS_FILE).is_file():
-        return Translator(model, options, quality=_quality(judge))
+        estimator = load_estimator(judge).to(choose_device("auto"))
+        if needs_references(estimator):
+            return Translator(model, options, utility=partial(score_lines, estimator))
+        return Translator(model, options, quality=partial(score_lines, estimator))
     from energymt.energies import AutoregressiveEnergy
     from energymt.evaluation import load_teacher
 
     teacher = load_teacher(rerank)
     require_same(teacher.vocabulary, model.vocabulary, f"the energy {rerank}", f"the translator {folder}")
     return Translator(model, options, energy=AutoregressiveEnergy(teacher))
-
-
-def _quality(folder: Path) -> TextScore:
-    """The scores that `energymt score` prints: text, in the estimator's own tokens."""
-    estimator = load_estimator(folder).to(choose_device("auto"))
-    if needs_references(estimator):
-        raise ConfigurationError(
-            f"The metric in {folder} compares with references, and nobody has one while translating: rerank with an "
-            f"estimator that reads the source alone, like COMET-KIWI."
-        )
-    return partial(score_lines, estimator)
 
 
 def read_lines(stream: IO[bytes]) -> Iterator[str]:

@@ -20,6 +20,9 @@ Rank = Callable[[Source, Tensor, Tensor], Tensor]
 TextScore = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(R source texts, R translations) -> R scores, higher is better; like `energymt.models.scoring.score_lines`."""
 
+Utility = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+"""(R source texts, R translations, R references) -> R scores, higher is better."""
+
 Translation = tuple[str, Hypothesis]
 """The text and the hypothesis that it was made from."""
 
@@ -83,6 +86,28 @@ def rerank_texts(
     originals = [source for source, found in zip(sources, translations, strict=True) for _ in found]
     values = iter(score(originals, [text for found in translations for text, _ in found]))
     lists = [[(text, item.with_extra(quality=next(values))) for text, item in found] for found in translations]
+    return [sorted(found, key=lambda pair: _nan_last(-pair[1].extra["quality"])) for found in lists]
+
+
+def rerank_by_consensus(
+    translations: Sequence[Sequence[Translation]], sources: Sequence[str], utility: Utility
+) -> list[list[Translation]]:
+    """The n-best lists of B source texts, each sorted by mean utility against its other candidates (MBR).
+
+    `extra["quality"]` then holds it. Every candidate stands for as many references as there are of it, so that for
+    candidates that were sampled the mean is a Monte Carlo estimate of the expected utility (Eikema and Aziz 2020). A
+    candidate alone has no other, and utility 0. Cost: N² scores for N candidates.
+    """
+    asked: list[tuple[str, str, str]] = []
+    for source, found in zip(sources, translations, strict=True):
+        texts = [text for text, _ in found]
+        asked += [(source, own, other) for a, own in enumerate(texts) for b, other in enumerate(texts) if a != b]
+    values = iter(utility(*([list(side) for side in zip(*asked, strict=True)] if asked else ([], [], []))))
+    lists = []
+    for found in translations:
+        others = len(found) - 1
+        scored = [(text, item, sum(next(values) for _ in range(others)) / max(1, others)) for text, item in found]
+        lists.append([(text, item.with_extra(quality=value)) for text, item, value in scored])
     return [sorted(found, key=lambda pair: _nan_last(-pair[1].extra["quality"])) for found in lists]
 
 

@@ -8,8 +8,10 @@ Cost: one decoder step on B · K rows a token, with cache; samples that have end
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from energymt.losses import with_end
 from energymt.models.translator import AutoregressiveModel
 from energymt.noise import Noise
 from energymt.policy import token_log_probs
-from energymt.records import Source
+from energymt.records import Hypothesis, Source
 
 SAMPLE_STREAM = 3  # of the noise; 0 to 2 are those of the energies
 FINE = 1.0 / (1 << 24)  # of one draw; a second one fills in below it
@@ -66,10 +68,10 @@ def sample(
         ConfigurationError: for impossible numbers.
         DivergenceError: if the model's logits are not numbers.
     """
-    if count < 1 or temperature <= 0 or not 0 < top_p <= 1:
+    if count < 1 or temperature <= 0 or not 0 < top_p <= 1 or (max_length is not None and max_length < 1):
         raise ConfigurationError(
-            f"Sampling takes at least one sample, a temperature above 0 and top_p in (0, 1]; got {count}, "
-            f"{temperature:g} and {top_p:g}."
+            f"Sampling takes at least one sample, a temperature above 0, top_p in (0, 1] and a greatest length of at "
+            f"least one token; got {count}, {temperature:g}, {top_p:g} and {max_length}."
         )
     words, device = model.vocabulary, source.ids_BS.device
     ids_R = (noise.sentence_ids_B[:, None] * count + torch.arange(count, device=device)).flatten()
@@ -130,6 +132,35 @@ def _draw(probs_RV: Tensor, noise: Noise, position: int) -> Tensor:
     cumulative_RV = probs_RV.cumsum(-1)
     place_R1 = torch.searchsorted(cumulative_RV, uniform_R1 * cumulative_RV[:, -1:], right=True)
     return place_R1.squeeze(1).clamp(max=probs_RV.shape[1] - 1)
+
+
+@torch.no_grad()
+def candidates(
+    model: AutoregressiveModel,
+    source: Source,
+    count: int,
+    *,
+    seed: int = 1,
+    max_length: int | None = None,
+    length_penalty: float = 1.0,
+) -> list[list[Hypothesis]]:
+    """`count` sampled translations of each source, the most probable first; equal ones stay, each counts as a draw.
+
+    What is drawn depends on the seed and the sentence alone. Scores are those of `autoregressive.decode`.
+    """
+    rows = [ids[kept].tolist() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
+    names_B = torch.tensor([zlib.crc32(np.array(row, dtype=np.int64).tobytes()) for row in rows])
+    noise = Noise(seed, 0, names_B.to(source.ids_BS.device), SAMPLE_STREAM)
+    drawn = sample(model, source, noise, count, max_length=max_length)
+    with inference(model):
+        logits_RUV = model.decode(model.encode(source).select(drawn.rows_R), drawn.ids_RT, drawn.mask_RT)
+        target_RU, mask_RU = with_end(drawn.ids_RT, drawn.mask_RT, model.vocabulary.eos_id)
+        total_R = token_log_probs(logits_RUV, target_RU, mask_RU).sum(1).tolist()
+    found: list[list[Hypothesis]] = [[] for _ in rows]
+    for row, (ids, kept, total) in enumerate(zip(drawn.ids_RT, drawn.mask_RT, total_R, strict=True)):
+        tokens = tuple(ids[kept].tolist())
+        found[row // count].append(Hypothesis(tokens, total / (len(tokens) + 1) ** length_penalty, total))
+    return [sorted(hypotheses, key=lambda item: -item.score) for hypotheses in found]
 
 
 def sample_log_probs(model: AutoregressiveModel, logits_RUV: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from energymt.data.vocabulary import Vocabulary
-from energymt.decoding import autoregressive, mask_predict
-from energymt.decoding.rerank import TextScore, Translation, by_energy, rerank, rerank_texts
+from energymt.decoding import autoregressive, mask_predict, sampling
+from energymt.decoding.rerank import (
+    TextScore,
+    Translation,
+    Utility,
+    by_energy,
+    rerank,
+    rerank_by_consensus,
+    rerank_texts,
+)
 from energymt.energies import Energy
 from energymt.errors import ConfigurationError, DataError
 from energymt.models.translator import AutoregressiveModel, NonautoregressiveModel
@@ -62,8 +70,12 @@ class DecodingOptions(BaseModel):
     """Target lengths tried by a non-autoregressive translator (Mask-Predict: 5; ENGINE, Table 3: 3)."""
     iterations: int = Field(default=10, ge=1)
     """Passes of mask-predict over a translation; 1 is a single parallel prediction."""
+    samples: int | None = Field(default=None, ge=1)
+    """Draw so many candidates instead of searching (autoregressive); none: search."""
+    seed: int = Field(default=1, ge=0)
+    """Of the draws."""
     n_best: int = Field(default=1, ge=1)
-    """Translations to give for each line, at most `beam` or `length_beam`."""
+    """Translations to give for each line, at most `beam`, `length_beam` or `samples`."""
     tokens_per_batch: int = Field(default=8192, ge=1)
     """Tokens of a batch: sentences × longest of them × beam (or length beam)."""
     window: int = Field(default=1024, ge=1)
@@ -81,6 +93,7 @@ class Translator:
         energy: picks among the candidates of a line instead of the model's own score, lowest first; its value stands
             in `extra["energy"]`.
         quality: scores the text of all candidates of a line, highest first; its value stands in `extra["quality"]`.
+        utility: scores the text of each candidate against each other one (minimum Bayes risk); in `quality`, too.
 
     Raises:
         ConfigurationError: if `n_best` is more than there are candidates.
@@ -92,20 +105,26 @@ class Translator:
         options: DecodingOptions | None = None,
         energy: Energy | None = None,
         quality: TextScore | None = None,
+        utility: Utility | None = None,
     ) -> None:
         self.model = model
         self.options = options or DecodingOptions()
-        self.energy, self.quality = energy, quality
+        self.energy, self.quality, self.utility = energy, quality, utility
         self.autoregressive = (
             model.autoregressive if isinstance(model, Engine) else isinstance(model, AutoregressiveModel)
         )
         name = "beam" if self.autoregressive else "length_beam"
+        if self.options.samples is not None:
+            if not isinstance(model, AutoregressiveModel):
+                raise ConfigurationError("Samples are drawn from an autoregressive translator in PyTorch alone.")
+            name = "samples"
         self.candidates: int = getattr(self.options, name)
         if self.options.n_best > self.candidates:
             raise ConfigurationError(
                 f"n_best is {self.options.n_best} and {name} {self.candidates}: raise {name} or lower n_best."
             )
-        self.kept = self.options.n_best if quality is None else self.candidates  # until the text is ranked
+        ranked = quality is not None or utility is not None
+        self.kept = self.candidates if ranked else self.options.n_best  # until the text is ranked
 
     def translate(self, texts: Sequence[str], lengths: Sequence[int] | None = None) -> list[list[Translation]]:
         """Up to `n_best` translations of each text, best first. An empty text has one empty translation.
@@ -176,6 +195,8 @@ class Translator:
         ]
         if self.quality is not None:
             found = rerank_texts(found, [words.as_plain_text(texts[row]) for row in full], self.quality)
+        if self.utility is not None:
+            found = rerank_by_consensus(found, [words.as_plain_text(texts[row]) for row in full], self.utility)
         translations: list[list[Translation]] = [[("", Hypothesis((), 0.0, 0.0))] for _ in texts]
         for row, ranked in zip(full, found, strict=True):
             translations[row] = ranked[: self.options.n_best]
@@ -215,6 +236,18 @@ class Translator:
 
     def _decode(self, source: Source, lengths: Sequence[int] | None) -> list[list[Hypothesis]]:
         options, size = self.options, self.model.vocabulary.size
+        if options.samples is not None:
+            assert isinstance(self.model, AutoregressiveModel)
+            found = sampling.candidates(
+                self.model,
+                source,
+                options.samples,
+                seed=options.seed,
+                max_length=options.max_length,
+                length_penalty=options.length_penalty,
+            )
+            found = found if self.energy is None else rerank(found, source, self.energy, size)
+            return [hypotheses[: self.kept] for hypotheses in found]
         if self.autoregressive:
             found = self._search(
                 source,

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The QE-EBM table of docs/results.md, in order; examples/multi30k/run.sh and examples/estimators/run.sh come first.
+#   ENERGYMT_DATA=/path/to/data examples/qe_ebm/run.sh [SEED]...      (about 40 minutes a seed on one core)
+# It can be stopped and started again.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export ENERGYMT_RUNS="${ENERGYMT_RUNS:-$PWD/runs}"
+seeds=("${@:-1}")
+
+energymt train estimator --config examples/estimators/multi30k-judge.yaml --name estimators/multi30k-judge
+for seed in "${seeds[@]}"; do
+    energymt train supervised --config examples/qe_ebm/supervised.yaml --set "seed=$seed" --name "qe_ebm/start-$seed"
+    same=(--set "seed=$seed" --set "model.init=$ENERGYMT_RUNS/qe_ebm/start-$seed/model")
+    energymt train supervised --config examples/qe_ebm/supervised-longer.yaml "${same[@]}" --name "qe_ebm/supervised-$seed"
+    with=(--config examples/qe_ebm/multi30k.yaml "${same[@]}")
+    energymt train reinforce "${with[@]}" --name "qe_ebm/reinforce-$seed"
+    energymt train ppo "${with[@]}" --name "qe_ebm/ppo-$seed"
+    energymt train qe_ebm "${with[@]}" --name "qe_ebm/static-$seed"
+    energymt train qe_ebm "${with[@]}" --set dynamic.learns=head --set "name=dynamic-$seed" --name "qe_ebm/dynamic-$seed"
+done
+python -m benchmarks.qe_ebm --seeds "${seeds[@]}"
