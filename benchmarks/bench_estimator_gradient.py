@@ -20,10 +20,9 @@ for what an earlier turn left in the allocator's hands would count as there befo
 from __future__ import annotations
 
 import math
-import multiprocessing
 import statistics
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, one_hot
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from benchmarks.timing import interleaved, machine, parse, peak_added, ratio
+from benchmarks.timing import in_fresh_process, interleaved, machine, parse, peak_added, ratio
 from energymt.operators import embed
 from energymt.projected import embed_projected
 from energymt.records import Projection
@@ -147,14 +146,6 @@ def memory_added(bar: Bar, side: str, sizes: Sizes, device: str, threads: int) -
     return peak_added(lambda: case.turn(side, bar.operator), device)
 
 
-def in_fresh_process(*arguments: object) -> float | None:
-    """`memory_added` in a process that has computed nothing before."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.models.xlm_roberta.modeling_xlm_roberta", "energymt.projected"])
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        return pool.submit(memory_added, *arguments).result()
-
-
 def report(bar: Bar, seconds: dict[str, list[float]], memory: dict[str, float | None]) -> None:
     """A row for each side, and the ratios with their bars."""
     for side, own in seconds.items():
@@ -190,7 +181,7 @@ def main() -> None:
     sizes, device = QUICK if options.quick else FULL, options.device
     print(f"B, S = T, V, H, layers = {tuple(sizes)}, {machine(device)}; medians of {options.rounds} turns")
     print(f"{'':36}{'s':>9}{'MiB added':>12}")
-    measure = memory_added if device == "cuda" else in_fresh_process
+    measure = memory_added if device == "cuda" else partial(in_fresh_process, memory_added)
     for start in ("logits", "hidden states"):
         bars = [bar for bar in BARS if bar.start == start]
         # Before the case of this process is made: on CUDA they share a device.

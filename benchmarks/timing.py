@@ -7,12 +7,15 @@ are ever divided by each other. What a turn adds to the memory at its peak is to
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,6 +83,14 @@ def peak_added(turn: Callable[[], object], device: str) -> float | None:
     before = _status("VmRSS")
     turn()
     return (_status("VmHWM") - before) / 1024
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """What a function returns in a process that has computed nothing before."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.xlm_roberta.modeling_xlm_roberta", "energymt.projected"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def machine(device: str = "cpu") -> str:

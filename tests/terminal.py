@@ -23,7 +23,7 @@ PRELOADED = (
     *("energymt.cli", "energymt.launch", "energymt.plan", "energymt.training", "energymt.decoding.console"),
     *("energymt.evaluation", "energymt.tracking.registry", "energymt.tracking.mlflow", "lightning.fabric"),
     *("energymt.judging", "energymt.meta_evaluation", "trainables.estimator"),
-    *("trainables.supervised", "trainables.engine", "trainables.distilled", "tests.terminal"),
+    *("trainables.supervised", "trainables.engine", "trainables.distilled", "trainables.qe_ebm", "tests.terminal"),
 )
 SECONDS = 120.0
 

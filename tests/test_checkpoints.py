@@ -64,6 +64,69 @@ def test_weights_and_optimizer_come_back_bit_by_bit(architecture: str, tmp_path:
         assert torch.equal(other.state_dict()[name], tensor), name
 
 
+class Memory:
+    """A method that remembers a number."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def save_state(self, folder: Path) -> None:
+        (folder / "memory").mkdir()
+        (folder / "memory" / "value.json").write_text(json.dumps(self.value))
+
+    def load_state(self, folder: Path) -> None:
+        self.value = json.loads((folder / "memory" / "value.json").read_text())
+
+
+def test_what_a_method_remembers_comes_back(tmp_path: Path) -> None:
+    model, method = tiny.recurrent(), Memory(1.5)
+    checkpoints = Checkpoints(tmp_path, method=method)
+    checkpoints.save(model, trained(model, 0), step(1))
+    method.value = 2.5
+    checkpoints.save(model, trained(model, 0), step(2))
+    found = Memory()
+    assert Checkpoints(tmp_path, method=found).resume(model, trained(model, 0))[0].step == 2
+    assert found.value == 2.5
+
+
+def test_what_a_method_remembers_is_checked_with_the_rest(tmp_path: Path) -> None:
+    """One state goes with the weights of its step, or none does."""
+    model = tiny.recurrent()
+    for number, value in ((1, 1.5), (2, 2.5)):
+        Checkpoints(tmp_path, method=Memory(value)).save(model, trained(model, 0), step(number))
+    (tmp_path / "last-00000002" / "memory" / "value.json").write_text("9.0")
+    found = Memory()
+    progress, passed_over = Checkpoints(tmp_path, method=found).resume(model, trained(model, 0))
+    assert (progress.step, found.value) == (1, 1.5)
+    assert "value.json" in passed_over
+
+
+def test_a_method_that_fails_to_save_leaves_the_former_checkpoint(tmp_path: Path) -> None:
+    model, method = tiny.recurrent(), Memory(1.5)
+    checkpoints = Checkpoints(tmp_path, method=method)
+    checkpoints.save(model, trained(model, 0), step(1))
+    method.value = object()  # no JSON
+    with pytest.raises(TypeError):
+        checkpoints.save(model, trained(model, 0), step(2))
+    found = Memory()
+    assert Checkpoints(tmp_path, method=found).resume(model, trained(model, 0))[0].step == 1
+    assert found.value == 1.5
+
+
+def test_a_method_without_memory_is_not_asked(tmp_path: Path) -> None:
+    model, found = tiny.recurrent(), Memory(4.0)
+    path = Checkpoints(tmp_path, method=object()).save(model, trained(model, 0), step(1))
+    assert sorted(file.name for file in path.iterdir()) == [
+        "energymt.json",
+        "optimizer.safetensors",
+        "progress.json",
+        "weights.safetensors",
+    ]
+    assert Checkpoints(tmp_path).resume(model, trained(model, 0))[0].step == 1
+    assert Checkpoints(tmp_path / "none", method=found).resume(model, trained(model, 0)) == (Progress(), "")
+    assert found.value == 4.0
+
+
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     model, other = tiny.scratch(), tiny.scratch()
     tiny.shake(model, seed=3)

@@ -80,7 +80,9 @@ def run(step: Step | Mixture, model: Line, settings, rate: float = 0.0) -> dict[
 
 
 def gradient(model: Line) -> Tensor:
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()])
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
 
 
 def exact(model: Line, loss: Loss, sentences: int = 8) -> Tensor:

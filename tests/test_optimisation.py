@@ -12,48 +12,13 @@ import safetensors.torch
 import torch
 from lightning.fabric import Fabric
 
-from energymt.configuration import OptimizerConfig
 from energymt.data.batching import collate
 from energymt.errors import DivergenceError
-from energymt.optimisation import learning_rate, make_optimizer, optimise, seed_dropout
-from energymt.records import Step, StepBatch, Term
+from energymt.optimisation import make_optimizer, optimise, seed_dropout
+from energymt.records import Mixture, Step, StepBatch, Term
 from energymt.training import fit
 from tests import tiny, toy
 from tests.toy import METHODS
-
-# ------------------------------------------------------------------------------------------------------- learning rate
-
-
-def rates(schedule: str, warmup: int, steps: int) -> list[float]:
-    config = OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=warmup)
-    return [learning_rate(config, step, steps) for step in range(steps)]
-
-
-@pytest.mark.parametrize("schedule", ["inverse_sqrt", "constant", "linear"])
-def test_the_rate_rises_linearly_to_its_peak(schedule: str) -> None:
-    found = rates(schedule, 4, 20)
-    assert found[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert max(found) == 1.0
-    assert all(rate > 0 for rate in found)
-
-
-def test_after_the_warm_up() -> None:
-    assert rates("constant", 4, 10)[4:] == [1.0] * 6
-    assert rates("inverse_sqrt", 4, 100)[15] == pytest.approx(0.5)  # step 16 of 4: √(4/16)
-    assert rates("inverse_sqrt", 4, 100)[63] == pytest.approx(0.25)
-    assert rates("linear", 4, 8)[4:] == pytest.approx([1.0, 0.75, 0.5, 0.25])
-
-
-@pytest.mark.parametrize("schedule", ["inverse_sqrt", "constant", "linear"])
-def test_without_warm_up_the_first_step_has_the_peak(schedule: str) -> None:
-    found = rates(schedule, 0, 9)
-    assert found[0] == 1.0
-    assert found == sorted(found, reverse=True)
-
-
-def test_a_run_shorter_than_its_warm_up_still_learns() -> None:
-    assert rates("linear", 10, 3) == pytest.approx([0.1, 0.2, 0.3])
-
 
 # ------------------------------------------------------------------------------------------------------- a made-up step
 
@@ -209,6 +174,28 @@ def steps_of(trainable, cut, rank: int = 0, world: int = 1) -> list[StepBatch]:
     ]
 
 
+def mixed(folder: Path):
+    """A run whose steps have a second part that waits, weighed by the gradients of both."""
+    trainable = exact("supervised", folder)
+    model, plain = trainable.model, trainable.steps
+
+    def losses(batch):
+        logits_BUV = model.decode(model.encode(batch.source), batch.target_BT, batch.target_mask_BT)
+        total = logits_BUV[:, :-1][batch.target_mask_BT].square().sum()
+        return lambda: [Term("square", total, float(len(batch)))]
+
+    def steps(batch):
+        [step] = plain(batch)
+        other = Step(("square",), batch.micro_batches, losses, lambda micro: {"square": float(len(micro))})
+        yield Mixture({"other": other, "own": step}, weigh)
+
+    def weigh(gram_PP, means):
+        return [0.3 * float(gram_PP[1, 1] / gram_PP[0, 0]) ** 0.5 + 0.01 * means["square"], 1.0]
+
+    trainable.steps = steps
+    return trainable
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.world(tmp_path_factory.mktemp("world"))
@@ -300,6 +287,16 @@ def test_two_workers_are_one(name: str, two_workers: Path, one_worker) -> None:
         assert equal(safetensors.torch.load_file(two_workers / f"{name}-{rank}.safetensors"), weights, 1e-9)
         theirs = json.loads((two_workers / f"{name}-{rank}.json").read_text())
         for one, two in zip(reports, theirs, strict=True):
+            assert two == pytest.approx(one, rel=1e-6)
+
+
+def test_two_workers_weigh_a_mixture_as_one(two_workers: Path, folder: Path) -> None:
+    trainable = mixed(folder)
+    reports = toy.train(trainable, steps_of(trainable, CUT))
+    for rank in (0, 1):
+        theirs = safetensors.torch.load_file(two_workers / f"mixture-{rank}.safetensors")
+        assert equal(theirs, toy.weights(trainable), 1e-9)
+        for one, two in zip(reports, json.loads((two_workers / f"mixture-{rank}.json").read_text()), strict=True):
             assert two == pytest.approx(one, rel=1e-6)
 
 

@@ -77,7 +77,7 @@ def save_estimator(folder: Path, words: SentencePieceVocabulary, seed: int = 4) 
     sizes = {"width": 8, "feedforward": 12, "layers": 1, "heads": 2}
     estimator = make_estimator("estimator-toy", hub_vocabulary(words), "unified_metric", **sizes)
     tiny.shake(estimator, 1.0, seed)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_estimator(folder, estimator.config, estimator.encoder.config, estimator.state_dict(), estimator.vocabulary)
     return folder
 

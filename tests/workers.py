@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 
 from energymt.training import fit
 from tests import toy
-from tests.test_optimisation import CUT, WORKERS, exact, steps_of, with_dropout
+from tests.test_optimisation import CUT, WORKERS, exact, mixed, steps_of, with_dropout
 from tests.toy import METHODS
 
 
@@ -28,6 +28,10 @@ def main(world: Path, out: Path) -> None:
         reports = toy.train(trainable, steps_of(trainable, CUT, rank, WORKERS), fabric)
         leave(name, trainable)
         (out / f"{name}-{rank}.json").write_text(json.dumps(reports))
+    trainable = mixed(world)
+    reports = toy.train(trainable, steps_of(trainable, CUT, rank, WORKERS), fabric)
+    (out / f"mixture-{rank}.json").write_text(json.dumps(reports))
+    leave("mixture", trainable)
     trainable = exact("masked", world, vocabulary={"path": str(world / "masked-toy")}, model=with_dropout())
     toy.train(trainable, steps_of(trainable, CUT, rank, WORKERS), fabric)
     leave("dropout", trainable)

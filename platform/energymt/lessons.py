@@ -34,7 +34,7 @@ def make_lesson(
     """Groups of a gold translation and the samples that differ from it, in the estimator's ids.
 
     Gold and samples are text that the estimator splits, so that nothing but their wording tells them apart. The
-    log-probability of each is the translator's mean over its tokens, the end token among them.
+    log-probability of each is the translator's mean over its tokens; among them the end token, where it was drawn.
 
     Args:
         model: the translator; samples are drawn in eval mode.
@@ -89,6 +89,8 @@ def _candidates(
     with inference(model):
         logits_RUV = model.decode(model.encode(batch.source).select(rows_R), ids_RT, mask_RT)
         target_RU, mask_RU = with_end(ids_RT, mask_RT, model.vocabulary.eos_id)
+        ended_R = torch.cat([torch.ones_like(places, dtype=torch.bool), drawn.ended_R])
+        mask_RU = mask_RU.scatter(1, mask_RT.sum(1, keepdim=True), ended_R[:, None])
         logp_RU = token_log_probs(logits_RUV, target_RU, mask_RU)
-        mean_R = logp_RU.sum(1) / mask_RU.sum(1)
+        mean_R = logp_RU.sum(1) / mask_RU.sum(1).clamp(min=1)
     return rows_R.tolist(), ids, mean_R.tolist()

@@ -23,6 +23,7 @@ from energymt.energies import QualityEnergy
 from energymt.metrics.alarms import PREFIX, AlarmConfig, alarms
 from energymt.metrics.indicators import indicators
 from energymt.models import AutoregressiveModel
+from energymt.noise import Noise
 from energymt.records import Prediction, Source
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ class Monitor:
                 totals[ENTROPY] -= float((probs_BTV * logp_BTV.nan_to_num(neginf=0.0)).sum(-1)[mask_BT].sum())
                 gap_BTV = (logp_BTV - start_BTV).nan_to_num(nan=0.0)
                 totals[DIVERGENCE] += float((probs_BTV * gap_BTV).sum(-1)[mask_BT].sum())
-                soft.append(-self.energy(source, Prediction(logits_BTV, mask_BT, hard_ids_BT=ids_BT)))
+                noise = Noise(0, 0, torch.tensor(rows, device=ids_BT.device))
+                soft.append(-self.energy(source, Prediction(logits_BTV, mask_BT, ids_BT, noise)))
         values = {name: total / max(1, tokens) for name, total in totals.items()}
         if soft:
             lead = float(torch.cat(soft).nanmean()) - float(np.nanmean(scores_N[chosen]))

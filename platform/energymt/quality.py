@@ -152,6 +152,7 @@ class _Own:
                 f"{parts} workers teach an estimator that each has for itself: serve it in a pool (`energymt pool up "
                 f"ESTIMATOR --set learns=head`) and set quality to pool:default."
             )
+        lesson = lesson.to(self.learner.start_P.device)
         mean, metrics = combine([gradient_to_wire(self.learner.differentiate(lesson, options.form))])
         version = self.learner.version + 1
         self.learner.prepare(version, torch.from_numpy(mean).to(lesson.log_probs_C.device), options, {"step": step})

@@ -125,8 +125,8 @@ class SemiSupervised:
         model = open_model(config, self.text.vocabulary)
         if not isinstance(model, AutoregressiveModel):
             raise ConfigurationError(
-                f"{config.model.variant!r} is not autoregressive, and samples are drawn from an autoregressive "
-                f"translator; use `energymt train engine --set quality=...` for it."
+                f"{config.model.init or config.model.variant!r} is not autoregressive, and samples are drawn from an "
+                f"autoregressive translator; use `energymt train engine --set quality=...` for it."
             )
         self.model = model
         self.device = choose_device(config.device)
@@ -250,8 +250,12 @@ class SemiSupervised:
 
     def save_state(self, folder: Path) -> None:
         """What a checkpoint must hold besides weights: GradNorm's weights, the values so far, what was learnt."""
-        state = {"balance": self.balance.state(), "history": self.monitor.history}
-        state |= {"ratios": self.ratios, "cosines": self.cosines}
+        state = {
+            "balance": self.balance.state(),
+            "history": self.monitor.history,
+            "ratios": self.ratios,
+            "cosines": self.cosines,
+        }
         write_atomically(folder / STATE_FILE, json.dumps(state))
         if self.quality.pupil is not None:
             self.quality.pupil.save_state(folder)
@@ -261,7 +265,7 @@ class SemiSupervised:
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         self.balance.load(state["balance"])
         self.monitor.history = state["history"]
-        self.ratios, self.cosines = state.get("ratios", []), state.get("cosines", [])
+        self.ratios, self.cosines = state["ratios"], state["cosines"]
         if self.quality.pupil is not None:
             self.quality.pupil.load_state(folder)
 

@@ -25,7 +25,18 @@ PROMISED = {
         r"V = 200: bytes / payload: 1\.0\d+, bar 1\.01: met",
         r"two vocabularies differ by 0\.",
     ],
+    "bench_qe_step": [
+        r"energymt / reinforce: [\d.]+ times the time, [\d.]+ times the memory",
+        r"energymt / published: [\d.]+ times the time, [\d.]+ times the memory, bar 1: (met|MISSED)",
+        r"pooled / in process: [\d.]+ times the time",
+        r"waiting / step: 0\.\d+, bar 0\.1: (met|MISSED)",
+    ],
     "bench_pool_callers": [rf"\n{callers}( +[\d,.]+){{5}}" for callers in (1, 2, 4, 8)],
+    "bench_estimator_cuda": [
+        r"matrix product: [\d.,]+ TFLOP/s",
+        r"score and gradient: [\d,]+ tokens/s, [\d.,]+ TFLOP/s",
+        r"share of the matrix rate: [\d.]+",
+    ],
     "bench_score": [
         r"equal within 0\.0001",
         r"at defaults: [\d.]+ times as fast as unbabel-comet, bar 1\.3: (met|MISSED)",
@@ -33,7 +44,7 @@ PROMISED = {
     ],
     "bench_engine_step": [r"quick +fp32( +[\d,.]+){3}", r"quick +bf16( +[\d,.]+){3}"],
 }
-RAY = ("bench_pool_step", "bench_pool_callers")
+RAY = ("bench_pool_step", "bench_pool_callers", "bench_qe_step")
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

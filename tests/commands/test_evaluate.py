@@ -13,6 +13,8 @@ from energymt.data.corpus import DataConfig, read_corpus
 from energymt.decoding import DecodingOptions
 from energymt.evaluation import evaluate_models
 from energymt.metrics import translation
+from energymt.models.scoring import score_lines
+from tests import estimators
 from tests.commands.conftest import STUDENT, TEACHER
 from tests.terminal import Done, quick
 
@@ -99,6 +101,20 @@ def test_energy_is_the_mean_of_what_score_prints(evaluated, shared: Path, tmp_pa
     energies = [float(line) for line in done.out.splitlines()]
     assert len(energies) == 24
     assert found["systems"][0]["energy"] == pytest.approx(sum(energies) / 24, abs=1e-3)
+
+
+def test_judges_score_the_outputs_with_references_where_they_read_them(shared: Path, tmp_path: Path) -> None:
+    kiwi, comet = (str(estimators.converted(kind)) for kind in ("kiwi", "regression"))
+    files = ("--json", str(tmp_path / "scores.json"))
+    done = quick("evaluate", ENGINE, *DATA, *ONE_PASS, "--judge", kiwi, "--judge", comet, *files, folder=shared)
+    assert (done.code, done.err) == (0, "")
+    [system] = json.loads((tmp_path / "scores.json").read_text("utf-8"))["systems"]
+    test = read_corpus(DataConfig(path=str(shared / "test.tsv"), source="source", target="target"))
+    for kind, address, references in (("kiwi", kiwi, None), ("regression", comet, test.target)):
+        wanted = score_lines(estimators.estimator(kind), test.source, system["outputs"], references)
+        value = sum(wanted) / len(wanted)
+        assert system["intervals"][f"judged by {address}"]["value"] == pytest.approx(value, abs=1e-5)
+        assert f"judged by {address}  {value:9.3f}" in done.out
 
 
 def test_oracle_lengths_are_those_of_the_references(shared: Path, tmp_path: Path) -> None:

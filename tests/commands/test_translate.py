@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from energymt.models.scoring import score_lines
 from tests import estimators
 from tests.commands.conftest import STUDENT, TEACHER
 from tests.terminal import SECONDS, end, quick, start
@@ -127,6 +128,23 @@ def test_an_estimator_chooses_the_text_that_it_scores_highest(model: str, width:
     assert [line.split(" ||| ")[1] for line in best_two] == [candidates[0][row] for row in order[:2]]
 
 
+def test_a_metric_that_compares_chooses_by_consensus_among_samples(shared: Path) -> None:
+    lines, judge = sentences(shared, 4), str(estimators.converted("regression"))
+    drawn = ("--samples", "4", "--seed", "3")
+    listed = translations(TEACHER, lines, shared, *drawn, "--n-best", "4")
+    candidates = [line.split(" ||| ")[1] for line in listed]
+    wanted = []
+    for row, line in enumerate(lines):
+        own = candidates[4 * row : 4 * row + 4]
+        pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+        columns = ([line] * 12, [own[a] for a, _ in pairs], [own[b] for _, b in pairs])
+        values = score_lines(estimators.estimator("regression"), *columns)
+        means = [sum(v for v, (a, _) in zip(values, pairs, strict=True) if a == place) / 3 for place in range(4)]
+        wanted.append(own[means.index(max(means))])
+    assert translations(TEACHER, lines, shared, *drawn, "--rerank", judge) == wanted
+    assert wanted != candidates[::4]
+
+
 def test_a_reader_that_leaves_is_no_error(shared: Path) -> None:
     process = start("translate", STUDENT, *ONE_PASS, folder=shared)
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -154,7 +172,7 @@ def test_a_line_that_is_not_utf8_is_named_and_what_stands_before_it_is_translate
     [
         (["--n-best", "4", "--length-beam", "3"], ["n_best is 4", "length_beam 3", "raise length_beam"]),
         (["--rerank", STUDENT], [STUDENT, "not autoregressive"]),
-        (["--rerank", str(estimators.converted("regression"))], ["regression", "references", "COMET-KIWI"]),
+        (["--samples", "3"], ["Samples", "autoregressive"]),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: list[str], parts: list[str], shared: Path) -> None:

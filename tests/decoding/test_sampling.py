@@ -1,4 +1,4 @@
-"""Samples follow the translator's distribution, whatever batch they are drawn in, and their log-probabilities are it."""
+"""Samples follow the translator's distribution, in whatever batch they are drawn; their log-probabilities are its."""
 
 import math
 from collections import Counter

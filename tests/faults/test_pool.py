@@ -13,35 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from energymt.cluster import runtime
 from energymt.errors import EnergyUnavailable
 from energymt.models.estimator import QualityEstimator
 from energymt.pool.settings import PoolConfig
 from energymt.records import SoftTarget, Source
 from tests import estimators
+from tests.faults.conftest import ROOT
 from tests.faults.pool_estimators import brake
 
 pytestmark = pytest.mark.faults
 NAME = "hit"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of this module alone."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENERGYMT_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_worker_niceness", "0")
-        runtime.start("local", num_cpus=2, object_store_memory=150_000_000)
-        yield
-        ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def pool(cluster: None) -> Iterator[None]:
+def pool(cluster: Path) -> Iterator[None]:
     """Two replicas with brakes."""
     from energymt.pool import lifecycle
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from energymt.cluster import runtime
 from energymt.errors import EnergyTimeout
 from energymt.models.learning import EstimatorLearner, LessonOptions
 from energymt.pool.settings import PoolConfig
@@ -19,34 +18,25 @@ from tests import estimators, lessons
 from tests.faults.pool_estimators import brake, trap
 
 pytestmark = pytest.mark.faults
-ROOT = Path(__file__).resolve().parents[2]
 NAME, OPTIONS = "school", LessonOptions(rate=1e-2)
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def pool(cluster: Path) -> Iterator[None]:
     """Two replicas that learn their heads, with brakes."""
-    import ray
-
     from energymt.pool import lifecycle
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENERGYMT_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_worker_niceness", "0")
-        runtime.start("local", num_cpus=2, object_store_memory=150_000_000)
-        config = PoolConfig(
-            estimator="tests.faults.pool_estimators:trapped",
-            replicas=2,
-            cpus=0.5,
-            ping_seconds=1.0,
-            lease_seconds=4.0,
-            learns="head",
-        )
-        lifecycle.up(NAME, config, wait=180.0)
-        yield
-        lifecycle.down(NAME)
-        ray.shutdown()
+    config = PoolConfig(
+        estimator="tests.faults.pool_estimators:trapped",
+        replicas=2,
+        cpus=0.5,
+        ping_seconds=1.0,
+        lease_seconds=4.0,
+        learns="head",
+    )
+    lifecycle.up(NAME, config, wait=180.0)
+    yield
+    lifecycle.down(NAME)
 
 
 class Trainer:

@@ -11,6 +11,7 @@ STEPS = 8
 # Slow enough that the last bits, which differ from one processor to the next, do not grow.
 OPTIMIZER = {"learning_rate": 0.003, "warmup_steps": 2}
 FOLDER = Path(__file__).parent
+SECONDS = ("train/draw_s", "train/wait_s", "train/lesson_s")
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised-recurrent": ("supervised", {"model": "recurrent-toy"}),
@@ -21,6 +22,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "engine-GX-SG": ("engine", {"model": "tagger-toy", "feed": "GX", "score": "SG"}),
     "engine-STL-SX": ("engine", {"model": "masked-toy", "feed": "STL", "score": "SX"}),
     "distilled-masked": ("distilled", {"model": "masked-toy"}),
+    "qe-ebm-static": ("qe_ebm", {"feed": "ST"}),
+    "qe-ebm-dynamic": ("qe_ebm", {"dynamic": {"learns": "all", "sentences": 4, "rate": 0.003}, "feed": "STL"}),
+    "reinforce-leave-one-out": ("reinforce", {}),
+    "ppo-group": ("ppo", {}),
+    "ppo-value": ("ppo", {"advantage": "value", "model": "recurrent-toy"}),
     "estimator-joint": ("estimator", {}),
     "estimator-apart": ("estimator", {"metric": "referenceless_regression_metric"}),
 }
@@ -32,7 +38,10 @@ def curve(run: str, world: Path) -> list[dict[str, float]]:
     if name == "estimator":
         return reported(estimator(world, changes))
     os.environ["ENERGYMT_RUNS"] = str(world / "runs")  # where `distilled` leaves its pseudo-corpus
-    changes = {**changes, "model": {"init": str(world / changes["model"])}}
+    if name in toy.SCORED:
+        world = toy.scored_world(world / "scored")
+    changes = {"model": "transformer-toy", **changes}
+    changes["model"] = {"init": str(world / changes["model"])}
     if "teacher" in changes:
         changes["teacher"] = str(world / changes["teacher"])
     return reported(toy.make(name, toy.config(name, world, steps=STEPS, optimizer=OPTIMIZER, **changes)))
@@ -51,7 +60,7 @@ def reported(trainable: Any) -> list[dict[str, float]]:
     """What the first steps say."""
     batches = trainable.plan.iterate()
     reports = toy.train(trainable, [next(batches) for _ in range(STEPS)])
-    return [{k: v for k, v in report.items() if k.startswith("train/")} for report in reports]
+    return [{k: v for k, v in report.items() if k.startswith("train/") and k not in SECONDS} for report in reports]
 
 
 def file(run: str) -> Path:

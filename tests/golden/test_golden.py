@@ -21,9 +21,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_losses_are_as_they_were(run: str, world: Path, monkeypatch) -> None:
     monkeypatch.setenv("ENERGYMT_RUNS", "")  # what `curve` sets is taken back
     wanted, found = json.loads(file(run).read_text(encoding="utf-8")), curve(run, world)
-    assert len(found) == len(wanted) == STEPS
+    assert len(found) == len(wanted) >= STEPS  # PPO takes several on one batch
     for number, (left, right) in enumerate(zip(found, wanted, strict=True), start=1):
-        assert left == pytest.approx(right, rel=1e-3), f"step {number}"
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-6), f"step {number}"
 
 
 def test_every_curve_has_its_run() -> None:

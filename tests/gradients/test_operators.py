@@ -112,6 +112,14 @@ def test_noise_does_not_depend_on_how_the_batch_is_cut() -> None:
     assert torch.equal(part, whole[[2, 0], :3, 10:20])
 
 
+@pytest.mark.parametrize("first", [0, 1, 4, 5])
+def test_noise_of_later_positions_is_the_end_of_the_whole(first: int) -> None:
+    noise = Noise(1, 2, torch.tensor([5, 9, 4]), stream=3)
+    whole = noise.uniform(6, 10, 20, torch.float64)
+    assert torch.equal(noise.uniform(6 - first, 10, 20, torch.float64, first=first), whole[:, first:])
+    assert len(whole[0].unique()) == 60 and whole.min() > 0 and whole.max() < 1
+
+
 def test_noise_is_gumbel_and_independent() -> None:
     drawn = Noise(1, 2, torch.arange(50)).gumbel(10, 0, 1000).flatten(0, 1)
     assert drawn.mean().item() == pytest.approx(0.5772, abs=0.01)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energymt.pool.batcher import Batcher, Entry
+from energymt.pool.batcher import HEARD, Batcher, Entry
 from energymt.pool.wire import Ragged, Request
 
 
@@ -20,11 +20,12 @@ def entry(
     precision: str = "fp32",
     alone: bool = False,
     seconds: float = 60.0,
+    client: str = "me",
 ) -> Entry:
     """A request of sentences that take so many positions."""
     source = Ragged(np.zeros(sum(lengths), dtype=np.int32), np.array(lengths, dtype=np.int32))
     target = Ragged(np.zeros(0, dtype=np.int32), np.zeros(len(lengths), dtype=np.int32))
-    request = Request(name, "me", source, target, gradient, precision, seconds=seconds, alone=alone)
+    request = Request(name, client, source, target, gradient, precision, seconds=seconds, alone=alone)
     return Entry(request, arrived)
 
 
@@ -38,6 +39,16 @@ def full(*entries: Entry, tokens: int = 100, wait: float = 1.0, room: int = 1000
     for one in entries:
         assert batcher.add(one)
     return batcher
+
+
+def expecting(batcher: Batcher, caller: str = "you") -> Batcher:
+    """The same, when it has answered somebody else at time 0."""
+    other = Batcher(batcher.tokens, batcher.wait, batcher.room)
+    other.add(entry([1], client=caller))
+    other.take()
+    for one in batcher.entries:
+        other.add(one)
+    return other
 
 
 @dataclass
@@ -80,6 +91,7 @@ entries = st.builds(
     precision=st.sampled_from(["fp32", "bf16"]),
     alone=st.sampled_from([False, False, False, True]),
     seconds=st.sampled_from([0.0, 0.05, 1.0, 60.0]),
+    client=st.sampled_from(["me", "you"]),
 )
 
 
@@ -148,7 +160,7 @@ def test_padding_counts() -> None:
 
 
 def test_a_full_batch_goes_at_once_and_others_wait() -> None:
-    batcher = full(entry([30]), wait=1.0)
+    batcher = expecting(full(entry([30]), wait=1.0))
     assert batcher.due(0.0) == 1.0
     assert batcher.due(0.75) == 0.25
     assert batcher.due(7.0) == 0.0
@@ -156,11 +168,24 @@ def test_a_full_batch_goes_at_once_and_others_wait() -> None:
     assert batcher.due(0.5) == 0.5  # of the first one
     batcher.add(entry([30], 0.5))
     assert batcher.due(0.5) == 0.0  # a fourth would not fit
-    assert full(entry([101])).due(0.0) == full(entry([1], alone=True)).due(0.0) == 0.0
+    assert expecting(full(entry([101]))).due(0.0) == expecting(full(entry([1], alone=True))).due(0.0) == 0.0
+
+
+def test_nobody_waits_for_callers_that_are_there_or_gone() -> None:
+    assert full(entry([1]), wait=1.0).due(0.0) == 0.0  # a caller alone
+    batcher = expecting(full(entry([1]), entry([1], 0.2), wait=1.0))
+    assert batcher.due(0.25) == 0.75
+    batcher.add(entry([1], 0.25, client="you"))
+    assert batcher.due(0.25) == 0.0
+    assert [one.request.client for one in batcher.take()] == ["me", "me", "you"]
+    batcher.add(entry([1], HEARD))
+    assert batcher.due(HEARD) == 1.0  # the other asked at 0.25
+    batcher.add(entry([1], HEARD + 0.125))
+    assert batcher.due(HEARD + 0.25) == 0.0
 
 
 def test_somebody_in_a_hurry_is_not_kept_until_it_is_too_late() -> None:
-    batcher = full(entry([1]), entry([1], 0.1, gradient=False, seconds=0.4), wait=1.0)
+    batcher = expecting(full(entry([1]), entry([1], 0.1, gradient=False, seconds=0.4), wait=1.0))
     assert batcher.due(0.1) == pytest.approx(0.2)
     assert batcher.due(0.301) == 0.0
     assert batcher.late(0.49) == []

@@ -69,6 +69,20 @@ def test_pooled_is_local(model: QualityEstimator, start: Callable[..., Threads],
     assert {number for number, _ in threads.sent} == set(range(replicas))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_with_and_without_padding(model: QualityEstimator, start: Callable[..., Threads], padded: bool) -> None:
+    source, target = mixed(model)
+    rows = target.mask_BT.sum(1).argsort(descending=True)[:2].tolist()
+    source, target = rows_of(source, target, rows)
+    length = int(target.mask_BT.sum(1).max() if padded else target.mask_BT.sum(1).min())
+    target = SoftTarget(None, target.emb_BTD[:, :length], target.mask_BT[:, :length])
+    assert bool(target.mask_BT.all()) is not padded
+    wanted, wanted_gradient = scored(model, source, target)
+    score_B, gradient_BTD = scored(pooled(start(model), model), source, target)
+    torch.testing.assert_close(score_B, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient_BTD, wanted_gradient, rtol=0, atol=1e-6)
+
+
 def test_gradcheck_through_the_wire(start: Callable[..., Threads]) -> None:
     model = estimators.estimator("unified").double()
     source, target = rows_of(*mixed(model), [1, 3, 4])

@@ -37,21 +37,28 @@ def test_concurrent_requests_are_one_batch_and_each_gets_its_own(
 
 
 def test_requests_that_come_later_fill_the_batch(server: Gated, ask: Any, run: Any) -> None:
-    """Else it would go when half of the time is over that a caller gives."""
+    """While another caller is expected. Else it would go when half of the time is over that a caller gives."""
     length = int(ask("0").lengths[0])
     served = replica(server, wait_ms=60_000.0, tokens_per_batch=3 * length)
 
     async def scenario() -> None:
+        await served.serve(ask("another", client="you"))
         tasks = []
         for name in "012":
-            assert not server.batches
+            assert server.batches == [["another"]]
             tasks += await begin(served, ask(name))
             await asyncio.sleep(0.01)
         await asyncio.gather(*tasks)
 
     run(scenario())
-    assert server.batches == [["0", "1", "2"]]
+    assert server.batches == [["another"], ["0", "1", "2"]]
     assert max(served.waits) < 25.0
+
+
+def test_a_caller_alone_is_answered_at_once(server: Gated, ask: Any, run: Any) -> None:
+    served = replica(server, wait_ms=60_000.0)
+    run(served.serve(ask("0")))
+    assert server.batches == [["0"]] and max(served.waits) < 25.0
 
 
 def test_deterministic_requests_are_batches_of_their_own(server: Gated, ask: Any, run: Any) -> None:

@@ -49,6 +49,15 @@ class Lesson:
     sizes_G: Tensor
     log_probs_C: Tensor  # of the translator
 
+    def to(self, device: torch.device) -> Lesson:
+        return Lesson(
+            self.source.to(device),
+            self.ids_CT.to(device),
+            self.mask_CT.to(device),
+            self.sizes_G.to(device),
+            self.log_probs_C.to(device),
+        )
+
     def __len__(self) -> int:
         return len(self.sizes_G)
 

@@ -2,8 +2,8 @@
 
 A batch holds requests of one kind (with or without gradient, one precision), starts with the one that has waited
 longest, and takes others of like length until the budget of padded tokens is full. It goes out when it is full, when
-its first request has waited `wait` seconds, or when half of the time that some caller gives is over. What is past its
-deadline is handed back, and never computed.
+every caller that was heard of lately has a request in the queue, when its first request has waited `wait` seconds, or
+when half of the time that some caller gives is over. What is past its deadline is handed back, and never computed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from energymt.pool.wire import Request
+
+HEARD = 10.0  # seconds for which a request of somebody who asked is to be expected
 
 
 @dataclass(eq=False)
@@ -50,6 +52,7 @@ class Batcher:
     def __init__(self, tokens: int, wait: float, room: int) -> None:
         self.tokens, self.wait, self.room = tokens, wait, room
         self.entries: list[Entry] = []
+        self.heard: dict[str, float] = {}  # of each caller, when it asked last
 
     def __len__(self) -> int:
         """Sentences in the queue."""
@@ -57,6 +60,7 @@ class Batcher:
 
     def add(self, entry: Entry) -> bool:
         """Queue a request; False if there is no room for it (an empty queue has room for anything)."""
+        self.heard[entry.request.client] = entry.arrived
         if self.entries and len(self) + _room(entry) > self.room:
             return False
         self.entries.append(entry)
@@ -73,10 +77,10 @@ class Batcher:
         return self.drop(lambda entry: now >= entry.deadline)
 
     def due(self, now: float) -> float | None:
-        """Seconds until a batch must go out, 0 if one is full already; None with an empty queue."""
+        """Seconds until a batch must go out, 0 if it can gain nothing by waiting; None with an empty queue."""
         if not self.entries:
             return None
-        if self._fill()[1]:
+        if self._fill()[1] or self._all_here(now):
             return 0.0
         latest = min(entry.arrived + min(self.wait, entry.request.seconds / 2) for entry in self.entries)
         return max(0.0, latest - now)
@@ -86,6 +90,11 @@ class Batcher:
         chosen, _ = self._fill()
         self._remove(chosen)
         return chosen
+
+    def _all_here(self, now: float) -> bool:
+        """Whether nobody is expected: one caller alone need not wait for others."""
+        self.heard = {caller: asked for caller, asked in self.heard.items() if now - asked < HEARD}
+        return self.heard.keys() <= {entry.request.client for entry in self.entries}
 
     def _fill(self) -> tuple[list[Entry], bool]:
         """The batch that starts with the oldest request, and whether nothing more would fit."""

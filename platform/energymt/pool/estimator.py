@@ -121,9 +121,14 @@ class PooledEstimator:
         return scores
 
     def _submit_text(self, sources: Sequence[str], translations: Sequence[str]) -> ScoreTicket:
-        ids_BS, mask_BS = pad([self.vocabulary.encode(text) for text in sources], self.vocabulary.pad_id)
-        ids_BT, mask_BT = pad([self.vocabulary.encode(text) for text in translations], self.vocabulary.pad_id)
+        ids_BS, mask_BS = self._split(sources)
+        ids_BT, mask_BT = self._split(translations)
         return self.submit(Source(ids_BS, mask_BS), SoftTarget(ids_BT, torch.empty(*ids_BT.shape, 0), mask_BT))
+
+    def _split(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask; `<pad>` written in a text goes, as it does in `models.scoring`."""
+        pad_id = self.vocabulary.pad_id
+        return pad([[token for token in self.vocabulary.encode(text) if token != pad_id] for text in texts], pad_id)
 
     def close(self) -> None:
         """Return the lease of this process, if the pool was joined for this estimator alone."""
@@ -144,6 +149,8 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         mask_BT, gradient_ND, finite_B = ctx.saved_tensors
         grad_B = grads[0].to(gradient_ND.dtype).masked_fill(~finite_B, 0.0)  # where a score is NaN, this may be too
+        if len(gradient_ND) == mask_BT.numel():  # nothing is padded
+            return gradient_ND.view(*mask_BT.shape, -1) * grad_B[:, None, None], None, None, None
         result_BTD = gradient_ND.new_zeros((*mask_BT.shape, gradient_ND.shape[-1]))
         rows_N = mask_BT.nonzero()[:, 0]
         result_BTD[mask_BT] = gradient_ND * grad_B[rows_N, None]

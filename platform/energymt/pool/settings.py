@@ -43,7 +43,7 @@ class PoolConfig(Section):
     tokens_per_batch: PositiveInt = 8192
     """Padded positions of a dynamic batch."""
     wait_ms: NonNegativeFloat = 2.0
-    """Most milliseconds that a request waits for others, to be computed with them."""
+    """Most milliseconds that a request waits for those of other callers, to be computed with them."""
     room: PositiveInt = 4096
     """Sentences in the queue of a replica; above it refuses, and callers ask again."""
     ping_seconds: PositiveFloat = 2.0
