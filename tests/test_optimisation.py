@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from lightning.fabric import Fabric
 
+from energymt.configuration import OptimizerConfig
 from energymt.data.batching import collate
 from energymt.errors import DivergenceError
 from energymt.optimisation import make_optimizer, optimise, seed_dropout
