@@ -44,9 +44,9 @@ from energymt.configuration import validate
 from energymt.data.hub import HubVocabulary
 from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.decoding.inference import without_dropout
+from energymt.decoding.sampling import possible
 from energymt.models import make_translator
 from energymt.models.estimator_variants import make_estimator
-from energymt.monitor import forbid
 from energymt.optimisation import make_optimizer, optimise
 from energymt.records import Batch, StepBatch
 from energymt.runs import make_fabric
@@ -154,7 +154,7 @@ class Published(Ours):
         source = batch.source.select(drawn.samples.rows_R)
         with without_dropout(model):
             memory = model.encode(batch.source).select(drawn.samples.rows_R)
-            logits_RTV = forbid(model, model.decode(memory, drawn.ids_RT, drawn.mask_RT)[:, :-1])
+            logits_RTV = possible(model, model.decode(memory, drawn.ids_RT, drawn.mask_RT)[:, :-1], end=False)
         probs_RTV = logits_RTV.softmax(-1)
         hard_RTV = one_hot(drawn.ids_RT.masked_fill(~drawn.mask_RT, 0), words.size).to(probs_RTV)
         probs_RTV = (hard_RTV - probs_RTV).detach() + probs_RTV

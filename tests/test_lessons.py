@@ -9,11 +9,11 @@ from energymt.data.bridge import Bridge
 from energymt.data.hub import HubVocabulary
 from energymt.decoding.sampling import sample
 from energymt.energies import QualityEnergy
-from energymt.lessons import LESSON_STREAM, make_lesson
+from energymt.lessons import LESSON_STREAM, chosen_pairs, make_lesson
 from energymt.models import AutoregressiveModel
 from energymt.models.learning import EstimatorLearner, Lesson
 from energymt.noise import Noise
-from energymt.records import Batch
+from energymt.records import Batch, StepBatch
 from tests import bridged, estimators, tiny
 
 SAMPLES, LONGEST = 4, 6
@@ -43,7 +43,7 @@ def batch_of(words: HubVocabulary, rows: Sequence[int]) -> Batch:
 
 
 def lesson_of(model: AutoregressiveModel, bridge: Bridge, cut: Sequence[Sequence[int]], **changes) -> Lesson:
-    options = {"seed": 1, "step": 3, "sentences": 5, "samples": SAMPLES, "longest": LONGEST, **changes}
+    options = {"seed": 1, "step": 3, "chosen": torch.arange(5), "samples": SAMPLES, "longest": LONGEST, **changes}
     return make_lesson(model, bridge, [batch_of(bridge.translator, rows) for rows in cut], **options)
 
 
@@ -70,6 +70,7 @@ def mean_log_prob(model: AutoregressiveModel, source: str, ids: list[int], ended
     state, logits_1V = model.start(model.encode(bridged.source_of(words, [source])))
     total = 0.0
     for token in [*ids, words.eos_id][: len(ids) + ended]:
+        logits_1V[:, list(words.never_ids)] = -torch.inf  # they are never drawn
         total += float(logits_1V[0].double().log_softmax(0)[token])
         state, logits_1V = model.step(state, torch.tensor([token]))
     return total / (len(ids) + ended)
@@ -116,13 +117,26 @@ def test_seed_and_step_name_the_samples(model: AutoregressiveModel, bridge: Brid
     assert texts(lesson_of(model, bridge, [range(5)], step=4), bridge) != first
 
 
-@pytest.mark.parametrize("sentences, rows", [(1, [4]), (2, [4, 0]), (3, [4, 0, 2]), (9, [4, 0, 2, 1])])
-def test_the_first_sentences_are_taken(
-    sentences: int, rows: list[int], model: AutoregressiveModel, bridge: Bridge
+@pytest.mark.parametrize("chosen, rows", [([1, 4], [4, 1]), ([0], [0]), ([0, 1, 2, 4, 9], [4, 0, 2, 1])])
+def test_the_chosen_pairs_are_taken(
+    chosen: list[int], rows: list[int], model: AutoregressiveModel, bridge: Bridge
 ) -> None:
-    lesson = lesson_of(model, bridge, [[4, 0], [2, 1]], sentences=sentences)
+    lesson = lesson_of(model, bridge, [[4, 0], [2, 1]], chosen=torch.tensor(chosen))
     assert len(lesson) == len(lesson.source) == len(rows)
     assert [group[0] for group in texts(lesson, bridge)] == [GOLD[row] for row in rows]
+
+
+def test_pairs_are_chosen_from_the_whole_step_however_it_is_cut(bridge: Bridge) -> None:
+    def step(cut: Sequence[Sequence[int]], number: int = 3, ids: Sequence[int] | None = None) -> StepBatch:
+        batches = tuple(batch_of(bridge.translator, rows) for rows in cut)
+        return StepBatch(number, 0, batches, sentence_ids=None if ids is None else torch.tensor(ids))
+
+    whole = set(chosen_pairs(step([range(5)]), 1, 3).tolist())
+    assert len(whole) == 3 and whole < set(range(5))
+    assert set(chosen_pairs(step([[3], [1, 0], [4, 2]]), 1, 3).tolist()) == whole
+    assert set(chosen_pairs(step([[3]], ids=[4, 3, 0, 1, 2]), 1, 3).tolist()) == whole
+    assert len({tuple(chosen_pairs(step([range(5)], number), 1, 3).tolist()) for number in range(8)}) > 3
+    assert set(chosen_pairs(step([range(5)]), 1, 9).tolist()) == set(range(5))
 
 
 def test_samples_that_are_the_gold_are_dropped(bridge: Bridge) -> None:
@@ -135,7 +149,7 @@ def test_samples_that_are_the_gold_are_dropped(bridge: Bridge) -> None:
         [token] = words.encode("a")
         model.bias[token], model.bias[words.eos_id] = 40.0, 41.0
     batch = Batch(torch.arange(2), source, *bridged.ids_of(words, ["a", "a dog"]))
-    lesson = make_lesson(model, bridge, [batch], seed=1, step=3, sentences=2, samples=8, longest=1)
+    lesson = make_lesson(model, bridge, [batch], seed=1, step=3, chosen=torch.arange(2), samples=8, longest=1)
     first, second = texts(lesson, bridge)
     assert first[0] == "a" and second[0] == "a dog"
     assert set(first[1:]) == {""}, "`a` was drawn too, and is the gold"

@@ -20,11 +20,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from energymt.configuration import Section
 from energymt.decoding.inference import without_dropout
+from energymt.decoding.sampling import possible
 from energymt.energies.contrastive import Form
-from energymt.lessons import make_lesson
+from energymt.lessons import chosen_pairs, make_lesson
 from energymt.models import Memory
 from energymt.models.learning import Learns, LessonOptions
-from energymt.monitor import forbid
 from energymt.records import Batch, Mixture, Pending, Prediction, Projection, Step, StepBatch, Term
 from energymt.semisupervised import Drawn, SemiSupervised, SemiSupervisedConfig
 
@@ -41,7 +41,7 @@ class DynamicConfig(Section):
     every: PositiveInt = 1
     """Steps of the translator for each one of the estimator (published code: 1)."""
     sentences: PositiveInt = 16
-    """Labelled pairs of a lesson, each with K samples, from each worker (published code: 16)."""
+    """Labelled pairs of a lesson, drawn from those of the step, each with K samples (published code: 16)."""
     form: Form = "binary"
     """Noise-contrastive loss: `binary` (published code), or `ranking` (SEAL)."""
     rate: PositiveFloat = 3e-4
@@ -71,36 +71,34 @@ class QeEbm(SemiSupervised):
     def steps(self, batch: StepBatch) -> Iterator[Mixture]:
         """One optimizer step a batch; the estimator's before it."""
         dynamic = self.options.dynamic
-        if self.quality.pupil is not None and batch.step == 0:
-            self.quality.pupil.begin()
-        self.look_at_start(batch)  # before the estimator learns
         self.taught = {}
         if dynamic is not None and batch.step >= dynamic.warmup_steps and batch.step % dynamic.every == 0:
             self.taught = self.teach(batch, dynamic)
 
-        def losses(micro: Batch) -> Pending:
+        def losses(micro: Batch) -> list[Term] | Pending:
             return self.losses(micro, batch.step)
 
         yield self.mixture(batch, Step((self.TERM,), batch.unlabelled, losses, self.sample_counts))
 
-    def losses(self, batch: Batch, step: int) -> Pending:
+    def losses(self, batch: Batch, step: int) -> list[Term] | Pending:
         """The energy of relaxed samples, asked for at once."""
         drawn = self.draw(batch, step)
         rows_R = drawn.samples.rows_R
         with without_dropout(self.model):
             prediction = self.prediction(self.model.encode(batch.source).select(rows_R), drawn)
         begun = self.energy.begin(batch.source.select(rows_R), prediction)
-        return lambda: [Term(self.TERM, self.wait(begun)[0].sum(), float(len(rows_R)))]
+        return self.later(lambda: [Term(self.TERM, self.wait(begun)[0].sum(), float(len(rows_R)))])
 
     def prediction(self, memory: Memory, drawn: Drawn) -> Prediction:
         """What the translator says at each position of its samples, special tokens left out."""
         hard_RT = drawn.ids_RT if self.options.straight_through == "sampled" else None
         if self.text.vocabulary.size <= LARGE:
-            logits_RTV = forbid(self.model, self.model.decode(memory, drawn.ids_RT, drawn.mask_RT)[:, :-1])
+            logits_RTV = self.model.decode(memory, drawn.ids_RT, drawn.mask_RT)[:, :-1]
+            logits_RTV = possible(self.model, logits_RTV, end=False)
             return Prediction(logits_RTV, drawn.mask_RT, hard_RT, drawn.noise)
         whole = self.model.decode_projection(memory, drawn.ids_RT, drawn.mask_RT)
         bias_V = torch.zeros_like(whole.matrix_VH[:, 0]) if whole.bias_V is None else whole.bias_V
-        projection = Projection(whole.hidden_BTH[:, :-1], whole.matrix_VH, forbid(self.model, bias_V))
+        projection = Projection(whole.hidden_BTH[:, :-1], whole.matrix_VH, possible(self.model, bias_V, end=False))
         return Prediction(None, drawn.mask_RT, hard_RT, drawn.noise, projection)
 
     def teach(self, batch: StepBatch, dynamic: DynamicConfig) -> dict[str, float]:
@@ -112,7 +110,7 @@ class QeEbm(SemiSupervised):
             [micro.to(self.device) for micro in batch.micro_batches],
             seed=self.config.seed,
             step=batch.step,
-            sentences=dynamic.sentences,
+            chosen=chosen_pairs(batch, self.config.seed, dynamic.sentences),
             samples=self.config.samples,
             longest=self.config.longest_sample,
         )

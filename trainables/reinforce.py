@@ -34,7 +34,8 @@ class Config(SemiSupervisedConfig):
     """What a score is compared with: the other samples of its source, or a running mean of the steps before, of which
     the first step has none and so no advantage."""
     reward_scale: PositiveFloat = 1.0
-    """Factor of the advantages, fixed for the run."""
+    """Factor of the advantages, fixed for the run. Under `balance.kind` ratio or projection, which set the norm of the
+    gradient in every step, it changes nothing, and the estimate is that of a direction."""
     decay: float = Field(default=0.95, ge=0, lt=1)
     """Of the running mean, a step."""
 
@@ -58,7 +59,7 @@ class Reinforce(SemiSupervised):
     def steps(self, batch: StepBatch) -> Iterator[Mixture]:
         """One optimizer step a batch."""
 
-        def losses(micro: Batch) -> Pending:
+        def losses(micro: Batch) -> list[Term] | Pending:
             return self.losses(micro, batch.step)
 
         yield self.mixture(batch, Step((self.TERM, "reward"), batch.unlabelled, losses, self.counts))
@@ -67,7 +68,7 @@ class Reinforce(SemiSupervised):
         """Samples."""
         return {**self.sample_counts(batch), "reward": float(len(batch) * self.config.samples)}
 
-    def losses(self, batch: Batch, step: int) -> Pending:
+    def losses(self, batch: Batch, step: int) -> list[Term] | Pending:
         """Scores are asked for at once, and waited for when the translator has said how probable its samples are."""
         drawn = self.draw(batch, step)
         rows_R = drawn.samples.rows_R
@@ -84,7 +85,7 @@ class Reinforce(SemiSupervised):
             loss = reinforce_loss(logp_RU, mask_RU, advantage_R)
             return [Term(self.TERM, loss, count), Term("reward", -energy_R.sum(), count, weight=0.0)]
 
-        return terms
+        return self.later(terms)
 
     def advantages(self, reward_R: Tensor, scored_R: Tensor) -> Tensor:
         """Rewards against the baseline; 0 where there is no score."""

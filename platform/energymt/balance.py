@@ -23,7 +23,6 @@ from torch import Tensor
 from energymt.configuration import Section
 
 PUBLISHED_WEIGHT, PUBLISHED_STEPS = 0.001, 4000
-GRADNORM_CAP = 5.0  # of a weight (code of QE-EBM)
 TINY = 1e-12
 
 Kind = Literal["ratio", "constant", "published", "projection", "gradnorm"]
@@ -93,7 +92,7 @@ class Balance:
         for place in (0, 1):
             gap = now[place] * norms[place] - wanted[place]
             self.learnt[place] -= self.config.rate * ((gap > 0) - (gap < 0)) * norms[place] / max(TINY, sum(norms) / 2)
-        self.learnt = [min(GRADNORM_CAP, max(TINY, weight)) for weight in self.learnt]
+        self.learnt = [max(TINY, weight) for weight in self.learnt]
         total = sum(self.learnt)
         self.learnt = [2.0 * weight / total for weight in self.learnt]
         return now

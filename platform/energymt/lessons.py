@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from energymt.data.batching import pad
 from energymt.data.bridge import Bridge
 from energymt.decoding.inference import inference
-from energymt.decoding.sampling import sample
+from energymt.decoding.sampling import possible, sample
 from energymt.losses import with_end
 from energymt.models import AutoregressiveModel
 from energymt.models.learning import Lesson
 from energymt.noise import Noise
 from energymt.policy import token_log_probs
-from energymt.records import Batch, Source
+from energymt.records import Batch, Source, StepBatch
 
 LESSON_STREAM = 4  # of the noise
 
@@ -27,7 +28,7 @@ def make_lesson(
     *,
     seed: int,
     step: int,
-    sentences: int,
+    chosen: Tensor,
     samples: int,
     longest: int,
 ) -> Lesson:
@@ -41,7 +42,7 @@ def make_lesson(
         bridge: from its vocabulary to the estimator's.
         batches: labelled pairs, on the translator's device.
         seed, step: of the samples.
-        sentences: pairs to take, from the first on.
+        chosen: the sentence ids of the pairs to take; those that are not among the batches are another worker's.
         samples: of each.
         longest: most tokens of a sample.
     """
@@ -50,10 +51,10 @@ def make_lesson(
     means: list[float] = []
     sizes: list[int] = []
     for batch in batches:
-        left = sentences - len(sizes)
-        if left <= 0:
-            break
-        rows_R, ids, mean_R = _candidates(model, _first(batch, left), seed, step, samples, longest)
+        batch = _of(batch, chosen)
+        if not len(batch):
+            continue
+        rows_R, ids, mean_R = _candidates(model, batch, seed, step, samples, longest)
         words = [bridge.translator.decode(row) for row in ids]
         gold = len(mean_R) // (samples + 1)
         for place in range(gold):
@@ -61,17 +62,29 @@ def make_lesson(
             texts += [words[place], *(words[row] for row in others)]
             means += [mean_R[place], *(mean_R[row] for row in others)]
             sizes.append(1 + len(others))
-        source = bridge.source(_first(batch, left).source)
+        source = bridge.source(batch.source)
         sources += [ids[kept].tolist() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
     ids_CT, mask_CT = bridge.split(texts)
     lesson_source = Source(*pad(sources, bridge.estimator.pad_id))
     return Lesson(lesson_source, ids_CT, mask_CT, torch.tensor(sizes, dtype=torch.long), torch.tensor(means))
 
 
-def _first(batch: Batch, count: int) -> Batch:
-    """The first sentences of a batch."""
-    source = Source(batch.source.ids_BS[:count], batch.source.mask_BS[:count])
-    return Batch(batch.sentence_ids_B[:count], source, batch.target_BT[:count], batch.target_mask_BT[:count])
+def chosen_pairs(batch: StepBatch, seed: int, count: int) -> Tensor:
+    """The sentence ids of `count` labelled pairs of a step, drawn alike by all workers, however the step is cut."""
+    ids_N = batch.sentence_ids
+    if ids_N is None:
+        ids_N = torch.cat([micro.sentence_ids_B.cpu() for micro in batch.micro_batches])
+    ids_N = ids_N.sort().values
+    draw_N = Noise(seed, batch.step, ids_N, LESSON_STREAM).uniform(1, 0, 1, torch.float64).flatten()
+    return ids_N[draw_N.argsort(stable=True)[:count]]
+
+
+def _of(batch: Batch, chosen: Tensor) -> Batch:
+    """The sentences of a batch that are chosen."""
+    rows_R = torch.isin(batch.sentence_ids_B, chosen.to(batch.sentence_ids_B.device)).nonzero().squeeze(1)
+    return Batch(
+        batch.sentence_ids_B[rows_R], batch.source.select(rows_R), batch.target_BT[rows_R], batch.target_mask_BT[rows_R]
+    )
 
 
 @torch.no_grad()
@@ -87,7 +100,7 @@ def _candidates(
     ids += [row[kept].tolist() for row, kept in zip(drawn.ids_RT, drawn.mask_RT, strict=True)]
     ids_RT, mask_RT = (part.to(rows_R.device) for part in pad(ids, model.vocabulary.pad_id))
     with inference(model):
-        logits_RUV = model.decode(model.encode(batch.source).select(rows_R), ids_RT, mask_RT)
+        logits_RUV = possible(model, model.decode(model.encode(batch.source).select(rows_R), ids_RT, mask_RT))
         target_RU, mask_RU = with_end(ids_RT, mask_RT, model.vocabulary.eos_id)
         ended_R = torch.cat([torch.ones_like(places, dtype=torch.bool), drawn.ended_R])
         mask_RU = mask_RU.scatter(1, mask_RT.sum(1, keepdim=True), ended_R[:, None])

@@ -7,19 +7,20 @@ Scores of more than one judge, how far it has gone from where it started, and wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from energymt.data.batching import pad
 from energymt.data.corpus import Corpus
 from energymt.decoding.inference import inference
 from energymt.decoding.rerank import TextScore, Translation
+from energymt.decoding.sampling import possible
 from energymt.energies import QualityEnergy
+from energymt.losses import with_end
 from energymt.metrics.alarms import PREFIX, AlarmConfig, alarms
 from energymt.metrics.indicators import indicators
 from energymt.models import AutoregressiveModel
@@ -28,7 +29,8 @@ from energymt.records import Prediction, Source
 
 logger = logging.getLogger(__name__)
 
-SENTENCES, ROWS = 256, 16  # of dev that soft scores and divergences are taken of; at once
+SENTENCES = 256  # of dev that soft scores and divergences are taken of
+LOGITS = 1 << 24  # numbers in a tensor [B, U, V] of them
 ENTROPY, DIVERGENCE, SOFT, STOP = "dev/entropy", "dev/kl_to_start", "dev/quality_soft", "dev/stop"
 
 
@@ -93,44 +95,45 @@ class Monitor:
         return values
 
     def _distance(self, ids: Sequence[Sequence[int]], scores_N: NDArray[np.float64]) -> dict[str, float]:
-        """Entropy and divergence from the start in nats per token, and the score of the soft tokens.
+        """Entropy and divergence from the start in nats per token, ends counted, and the score of the soft tokens.
 
         Of some sentences; the soft score is that of the text of all, and how far it is from the text's on those.
         """
         chosen = [row for row in range(min(SENTENCES, len(ids))) if len(ids[row])]
-        totals = dict.fromkeys((ENTROPY, DIVERGENCE), 0.0)
-        tokens, soft = 0, []
+        entropy = divergence = 0.0
+        tokens, soft = 0, dict[int, float]()
         with inference(self.model):
-            for first in range(0, len(chosen), ROWS):
-                rows = chosen[first : first + ROWS]
+            for rows in self._batches(chosen, ids):
                 encoded = [self.model.vocabulary.encode_source(self.corpus.source[row]) for row in rows]
                 source = Source(*pad(encoded, self.model.vocabulary.pad_id)).to(self.model.device)
                 ids_BT, mask_BT = (part.to(self.model.device) for part in pad([list(ids[r]) for r in rows], 0))
-                logits_BTV = word_logits(self.model, source, ids_BT, mask_BT)
-                logp_BTV = logits_BTV.float().log_softmax(-1)
-                start_BTV = word_logits(self.start, source, ids_BT, mask_BT).float().log_softmax(-1)
-                probs_BTV = logp_BTV.exp()
-                tokens += int(mask_BT.sum())
-                totals[ENTROPY] -= float((probs_BTV * logp_BTV.nan_to_num(neginf=0.0)).sum(-1)[mask_BT].sum())
-                gap_BTV = (logp_BTV - start_BTV).nan_to_num(nan=0.0)
-                totals[DIVERGENCE] += float((probs_BTV * gap_BTV).sum(-1)[mask_BT].sum())
+                _, mask_BU = with_end(ids_BT, mask_BT, self.model.vocabulary.eos_id)
+                logits_BUV = self.model.decode(self.model.encode(source), ids_BT, mask_BT)
+                logp_NV = possible(self.model, logits_BUV[mask_BU]).float().log_softmax(-1)
+                start_BUV = self.start.decode(self.start.encode(source), ids_BT, mask_BT)
+                start_NV = possible(self.start, start_BUV[mask_BU]).float().log_softmax(-1)
+                probs_NV = logp_NV.exp()
+                tokens += len(probs_NV)
+                entropy -= float((probs_NV * logp_NV.nan_to_num(neginf=0.0)).sum())
+                divergence += float((probs_NV * (logp_NV - start_NV).nan_to_num(nan=0.0)).sum())
+                words_BTV = possible(self.model, logits_BUV[:, :-1], end=False)
                 noise = Noise(0, 0, torch.tensor(rows, device=ids_BT.device))
-                soft.append(-self.energy(source, Prediction(logits_BTV, mask_BT, ids_BT, noise)))
-        values = {name: total / max(1, tokens) for name, total in totals.items()}
+                energy_B = self.energy(source, Prediction(words_BTV, mask_BT, ids_BT, noise))
+                soft |= dict(zip(rows, (-energy_B).tolist(), strict=True))
+        values = {ENTROPY: entropy / max(1, tokens), DIVERGENCE: divergence / max(1, tokens)}
         if soft:
-            lead = float(torch.cat(soft).nanmean()) - float(np.nanmean(scores_N[chosen]))
+            lead = float(np.nanmean(list(soft.values()))) - float(np.nanmean(scores_N[list(soft)]))
             values[SOFT] = float(np.nanmean(scores_N)) + lead
         return values
 
-
-def word_logits(model: AutoregressiveModel, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Logits of the T words under the prefix given, [B, T, V]: −inf for what stands in no translation, end included."""
-    logits_BTV = model.decode(model.encode(source), ids_BT, mask_BT)[:, :-1]
-    return forbid(model, logits_BTV)
-
-
-def forbid(model: AutoregressiveModel, logits_BTV: Tensor) -> Tensor:
-    """The same logits without special tokens: an energy of words says nothing of where a translation ends."""
-    words = model.vocabulary
-    never = sorted({token for token in (*words.never_ids, words.eos_id) if token < logits_BTV.shape[-1]})
-    return logits_BTV.index_fill(-1, torch.tensor(never, device=logits_BTV.device), float("-inf"))
+    def _batches(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Rows of like length, few enough that their logits are no larger than LOGITS."""
+        room = max(1, LOGITS // self.model.vocabulary.size)
+        batch: list[int] = []
+        for row in sorted(rows, key=lambda row: -len(ids[row])):
+            if batch and (len(batch) + 1) * (len(ids[batch[0]]) + 1) > room:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch

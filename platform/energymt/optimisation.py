@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import compress
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from energymt.configuration import OptimizerConfig, TrainingConfig
 from energymt.errors import ConfigurationError, DivergenceError
 from energymt.models.network import Network
+from energymt.models.translator import HEADS
 from energymt.records import Batch, Mixture, Pending, Step, Term
 
 AHEAD = 2  # micro-batches of a part whose terms wait for an answer at the same time
@@ -60,7 +62,9 @@ def optimise(
         if isinstance(step, Mixture):
             gradients.insert(0, _taken(parameters))
     if isinstance(step, Mixture):
-        metrics |= _mix(step, gradients, parameters, metrics)
+        # What a method trains beside the translator (a value head) does not count in the weights.
+        counted = [not name.startswith(HEADS) for name, p in model.named_parameters() if p.requires_grad]
+        metrics |= _mix(step, gradients, parameters, counted, metrics)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm).item()
     if not math.isfinite(norm):
         raise DivergenceError(f"The gradient is not finite at step {number + 1}: {_advice(number)}")
@@ -127,10 +131,15 @@ def _taken(parameters: list[nn.Parameter]) -> Gradient:
 
 
 def _mix(
-    step: Mixture, gradients: list[Gradient], parameters: list[nn.Parameter], means: dict[str, float]
+    step: Mixture,
+    gradients: list[Gradient],
+    parameters: list[nn.Parameter],
+    counted: list[bool],
+    means: dict[str, float],
 ) -> dict[str, float]:
     """Put the weighted sum of the parts' gradients in place; returns norms, cosines and weights for the log."""
-    products = [[_product(first, second) for second in gradients] for first in gradients]
+    sides = [list(compress(found, counted)) for found in gradients]
+    products = [[_product(first, second) for second in sides] for first in sides]
     gram_PP = torch.tensor(products, dtype=torch.float64)
     weights = step.weigh(gram_PP, means)
     for place, parameter in enumerate(parameters):

@@ -123,8 +123,9 @@ def open_original(address: str, device: torch.device) -> Judge:
 
 
 def _pooled(name: str, device: torch.device, run: str, deterministic: bool) -> Quality:
-    from energymt.pool.opening import open_pool
+    from energymt.pool.opening import open_pool, require_learning
 
+    require_learning(name, bool(run))
     estimator, learner = open_pool(name, run, alone=deterministic)
     estimator.table_VD = estimator.table_VD.to(device)  # where translations are mixed
     pupil = None if learner is None else _Pooled(estimator, learner)

@@ -4,7 +4,7 @@
 
 They differ in L alone: the energy of relaxed samples (`qe_ebm`), REINFORCE, or PPO. Each learns from K samples of each
 unlabelled source, drawn from the present translator; in the unlabelled part dropout is off, as it is when samples are
-drawn, so that their probabilities are those that they were drawn with.
+drawn, so that (at `top_p` and `temperature` 1) their probabilities are those that they were drawn with.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from energymt.decoding.sampling import SAMPLE_STREAM, Samples, sample
 from energymt.development import translate_dev, translation_scores
 from energymt.devices import choose_device
 from energymt.energies import QualityEnergy
+from energymt.energies.quality import Asynchronous
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
 from energymt.losses import cross_entropy, with_end
@@ -41,8 +42,8 @@ from energymt.models.learning import Learns
 from energymt.monitor import Monitor
 from energymt.operators import Noise
 from energymt.preparation import Text, open_model, prepare_text, require_room
-from energymt.quality import Judge, open_judge, open_original, open_quality
-from energymt.records import Batch, Mixture, Step, StepBatch, Term
+from energymt.quality import POOL, Judge, open_judge, open_original, open_quality
+from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
 from energymt.storage import fetch
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
@@ -84,8 +85,8 @@ class SemiSupervisedConfig(TrainingConfig):
     """Whether an alarm ends the run, as running out of patience does."""
     deterministic: bool = False
     """A pool computes every request alone, so that a run can be repeated bit by bit."""
-    name: str = "run"
-    """By which a pool that learns knows the run; two runs that teach it at once need two pools."""
+    name: str | None = None
+    """By which a pool that learns knows the run, and needs one; two runs that teach at once need two pools."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,15 @@ class SemiSupervised:
     def __init__(self, config: SemiSupervisedConfig, learns: Learns | None = None, feed: str = "ST") -> None:
         if config.choose_by == "judge" and config.judge is None:
             raise ConfigurationError("choose_by is judge and no judge is named: set judge to an estimator's address.")
+        if config.judge == config.quality:
+            raise ConfigurationError(f"judge and quality are both {config.quality}: what trains cannot judge as well.")
+        if config.balance.kind == "gradnorm" and self.TERM != "energy":
+            raise ConfigurationError(
+                f"balance.kind is gradnorm, which follows how fast a loss falls, and {self.TERM} is none that falls: "
+                f"use ratio, projection or constant."
+            )
+        if learns is not None and config.quality.startswith(POOL) and config.name is None:
+            raise ConfigurationError("A pool that learns knows a run by its name: set name to one of this run's own.")
         self.config = config
         self.text = prepare_text(config)
         model = open_model(config, self.text.vocabulary)
@@ -131,7 +141,7 @@ class SemiSupervised:
         self.model = model
         self.device = choose_device(config.device)
         self.quality = open_quality(
-            config.quality, self.device, run=config.name, learns=learns, deterministic=config.deterministic
+            config.quality, self.device, run=config.name or "", learns=learns, deterministic=config.deterministic
         )
         self.energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, feed)
         judges = {"quality": self.quality.score}
@@ -152,11 +162,15 @@ class SemiSupervised:
         self.ratios: list[float] = []  # of gradient norms since the last evaluation
         self.cosines: list[float] = []
 
+    def begin(self) -> None:
+        """An estimator that learns is as it was before anybody taught it."""
+        if self.quality.pupil is not None:
+            self.quality.pupil.begin()
+
     # ------------------------------------------------------------------------------------------------------ the step
 
     def mixture(self, batch: StepBatch, unlabelled: Step) -> Mixture:
         """The step of a batch, given its unlabelled part."""
-        self.look_at_start(batch)
         labelled = Step(("nll",), batch.micro_batches, self.labelled_losses, self.labelled_counts)
 
         def weigh(gram_PP: Tensor, means: Mapping[str, float]) -> list[float]:
@@ -171,12 +185,6 @@ class SemiSupervised:
             return [weights[1], weights[0]]
 
         return Mixture({UNLABELLED: unlabelled, LABELLED: labelled}, weigh, self.times)
-
-    def look_at_start(self, batch: StepBatch) -> None:
-        """Dev values before the first step, which alarms compare with; none where they are known."""
-        if not self.monitor.history and batch.rank == 0:
-            self.evaluate()
-            self.model.train()
 
     def note(self, means: Mapping[str, float]) -> None:
         """The mean of every term of a step, over all workers; for methods that remember it."""
@@ -222,6 +230,10 @@ class SemiSupervised:
         found_R = energy_R.isfinite()
         self.unscored += int((~found_R).sum())
         return torch.where(found_R, energy_R, torch.zeros_like(energy_R)), found_R
+
+    def later(self, terms: Pending) -> list[Term] | Pending:
+        """Terms that wait for an answer: as they are where it comes from elsewhere, at once where it is there."""
+        return terms if isinstance(self.quality.estimator, Asynchronous) else terms()
 
     def times(self) -> dict[str, float]:
         """Seconds of a step that went into drawing and into waiting for the estimator."""
@@ -280,16 +292,20 @@ def read_unlabelled(config: SemiSupervisedConfig, text: Text) -> tuple[Corpus, E
     if config.unlabelled is None:
         corpus = text.train_corpus
     else:
-        corpus = read_corpus(config.unlabelled.model_copy(update={"target": None}), need_target=False)
+        sources = config.unlabelled.model_copy(update={"target": None, "target_path": None})
+        corpus = read_corpus(sources, need_target=False)
     corpus = replace(corpus, target=None)
     return corpus, encode_corpus(corpus, text.vocabulary, limits, limits)
 
 
 def make_plan(config: SemiSupervisedConfig, text: Text, corpus: Corpus, unlabelled: EncodedCorpus) -> Plan:
     """Labelled and unlabelled batches: neighbours of each other, or each in its own order."""
+    # A sample may be longer than its source, and each takes as much room as the longest may.
+    room, width = max(1, config.tokens_per_micro_batch // config.samples), config.longest_sample + 1
     if config.neighbours is not None:
         found = load_neighbours(fetch(config.neighbours), text.train_corpus, corpus)
         share = min(1.0, config.unlabelled_tokens_per_step / config.tokens_per_step)
-        return NeighbourPlan(text.plan, unlabelled, found, share)
-    room = max(1, config.tokens_per_micro_batch // config.samples)
-    return PairedPlan(text.plan, StepPlan(unlabelled, config.unlabelled_tokens_per_step, room, config.seed))
+        return NeighbourPlan(text.plan, unlabelled, found, share, max(1, room // width))
+    return PairedPlan(
+        text.plan, StepPlan(unlabelled, config.unlabelled_tokens_per_step, room, config.seed, least_width=width)
+    )

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lightning.fabric import Fabric
 
@@ -28,6 +27,7 @@ from energymt.errors import DivergenceError
 from energymt.models.network import Network
 from energymt.optimisation import learning_rate, make_optimizer, optimise
 from energymt.records import Mixture, Step, StepBatch
+from energymt.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,15 @@ class Trainable(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """Dev values of the current model, `METRIC` among them; a `dev/stop` above 0 ends the run."""
+        ...
+
+
+@runtime_checkable
+class Compared(Protocol):
+    """A method whose dev values are compared with those of the start, which the loop asks for before the first step."""
+
+    def begin(self) -> None:
+        """A run begins, and goes on from no checkpoint; every worker is told."""
         ...
 
 
@@ -87,6 +96,8 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
     take_up(progress, config)
     resumed_at, window = progress.step, Window()
     batches = trainable.plan.iterate(progress.step, rank=fabric.global_rank, world=fabric.world_size)
+    look_first(trainable, fabric, checkpoints, progress, report)
+    window.lap()
     while progress.step < config.steps and not progress.stopped_early and not stop.requested:
         model.train()
         rate = learning_rate(config.optimizer, progress.step, config.steps)
@@ -108,6 +119,15 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
     if not progress.kept:  # every best model of a finished run was damaged: its last one is left
         report(progress.step, assess(trainable, fabric, checkpoints, progress))
     return Result(progress, finish(trainable, fabric, checkpoints, progress), interrupted=False)
+
+
+def look_first(
+    trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progress: Progress, report: Report
+) -> None:
+    """Dev values before the first step, for a method that compares with them; the start may turn out to be the best."""
+    if progress.step == 0 and isinstance(trainable, Compared):
+        trainable.begin()
+        report(0, assess(trainable, fabric, checkpoints, progress))
 
 
 def take_up(progress: Progress, config: TrainingConfig) -> None:
@@ -156,32 +176,3 @@ def finish(trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progr
             return {**averaged, "checkpoints/averaged": float(len(steps))}
         checkpoints.load_kept(trainable.model, [progress.best_step])
     return {**best, "checkpoints/averaged": 1.0}
-
-
-class Window:
-    """Means of the values since the last line of the log, and target tokens a second."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {}
-        self.seconds = 0.0
-        self.mark = time.perf_counter()
-
-    def add(self, values: dict[str, float]) -> None:
-        """One optimizer step."""
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = time.perf_counter()
-        passed, self.mark = now - self.mark, now
-        self.seconds += passed
-        return passed
-
-    def means(self) -> dict[str, float]:
-        """Means, then start again."""
-        tokens = sum(self.values.pop("time/tokens", []))
-        means = {name: sum(values) / len(values) for name, values in self.values.items()}
-        means["time/tokens_per_s"] = tokens / max(self.seconds, 1e-9)
-        self.values, self.seconds = {}, 0.0
-        return means

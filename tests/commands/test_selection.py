@@ -4,15 +4,18 @@ import csv
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from energymt.data.corpus import DataConfig, read_corpus
 from energymt.data.neighbours import load_neighbours
 from energymt.data.sentence_vectors import mean_states
 from energymt.data.vocabulary import SentencePieceVocabulary
+from energymt.errors import DataError
 from energymt.models import load_translator
 from energymt.models.scoring import score_lines
 from tests import estimators, tiny
@@ -113,6 +116,44 @@ def test_a_filter_that_cannot_be(arguments: list[str], code: int, parts: list[st
 def test_pairs_with_an_empty_side(folder: Path) -> None:
     (folder / "pairs.tsv").write_text("de\ten\nein Buch\ta book\nein Hund\t\n", "utf-8")
     choose(folder, *COLUMNS, "--quantile", "1").refuses(4, "pairs.tsv:3", "'en' is empty")
+
+
+def test_text_with_tabs_and_line_breaks_keeps_its_row(folder: Path) -> None:
+    records = [{"de": "ein\tBuch", "en": "a\r\nbook"}, {"de": "ein\nHund", "en": "a\rdog\t"}]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    assert choose(folder, *COLUMNS, "--quantile", "1", "--data", "pairs.jsonl").code == 0
+    rows = [line.split("\t")[:-1] for line in (folder / "kept.tsv").read_bytes().decode("utf-8").split("\n")[1:-1]]
+    assert rows == [["ein Buch", "a book"], ["ein Hund", "a dog"]]
+
+
+@pytest.mark.parametrize("value", [0.25, float("nan")])
+def test_a_pool_is_left_whatever_happens(value: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from energymt import quality
+    from energymt.commands.selection import filter_data
+    from energymt.pool import opening
+
+    told: list[str] = []
+
+    def opened(address: str, device: torch.device) -> quality.Quality:
+        told.append(f"open {address}")
+        return quality.Quality(
+            estimators.estimator("kiwi"),
+            lambda sources, _: [value] * len(sources),
+            close=lambda: told.append("close"),
+        )
+
+    def frozen_address(name: str) -> str:
+        told.append(f"ask {name}")  # in a Ray that was joined before
+        return ESTIMATOR
+
+    monkeypatch.setattr(quality, "open_quality", opened)
+    monkeypatch.setattr(opening, "frozen_address", frozen_address)
+    monkeypatch.setenv("ENERGYMT_RUNS", str(folder / "runs"))
+    kept, columns = folder / "kept.tsv", {"source": "de", "target": "en", "target_path": None}
+    with nullcontext() if value == value else pytest.raises(DataError, match="5 of 5 scores"):
+        filter_data("pool:default", str(folder / "pairs.tsv"), kept, **columns, threshold=0.2, quantile=None)
+    assert told == ["open pool:default", "ask default", "close"]
+    assert kept.exists() == (value == value)
 
 
 def test_what_is_no_estimator_of_the_source_alone(folder: Path) -> None:

@@ -27,9 +27,11 @@ def paired() -> PairedPlan:
     return PairedPlan(StepPlan(LABELLED, 100, 50, seed=2), StepPlan(UNLABELLED, 70, 20, seed=4))
 
 
-def beside(share: float = SHARE, rows_NK: np.ndarray | None = None, sources: EncodedCorpus = UNLABELLED):
+def beside(
+    share: float = SHARE, rows_NK: np.ndarray | None = None, sources: EncodedCorpus = UNLABELLED, most: int = 100
+) -> NeighbourPlan:
     rows_NK = neighbours() if rows_NK is None else rows_NK
-    return NeighbourPlan(StepPlan(LABELLED, 100, 50, seed=2), sources, rows_NK, share)
+    return NeighbourPlan(StepPlan(LABELLED, 100, 50, seed=2), sources, rows_NK, share, most)
 
 
 def alike(left: tuple[Batch, ...], right: tuple[Batch, ...]) -> bool:
@@ -139,3 +141,10 @@ def test_neighbours_come_without_targets_of_their_own() -> None:
     step = next(beside(sources=sources).iterate())
     assert all(batch.target_BT.shape == (len(batch), 0) for batch in step.unlabelled)
     assert all(batch.source.ids_BS.dtype == torch.int64 for batch in step.unlabelled)
+
+
+def test_neighbours_are_cut_into_micro_batches_that_fit() -> None:
+    whole, cut = (next(beside(1.0, most=most).iterate(3)).unlabelled for most in (100, 2))
+    assert max(map(len, cut)) == 2 < max(map(len, whole))
+    rows = [[row for batch in found for row in batch.sentence_ids_B.tolist()] for found in (whole, cut)]
+    assert rows[0] == rows[1]

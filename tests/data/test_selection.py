@@ -169,10 +169,18 @@ def test_scores_by_chunks_are_those_of_the_estimator(tmp_path: Path, monkeypatch
     assert len(np.unique(found)) == len(wanted)
 
 
-def test_a_score_that_is_no_number_is_refused_and_not_kept(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"scores pair 2 of a\.tsv as nan"):
-        ScoreStore(tmp_path, "e").scores(corpus(0.5, float("nan")), Scorer())
-    assert list(tmp_path.iterdir()) == []
+def test_scores_that_are_no_number_are_refused_and_all_others_kept(tmp_path: Path) -> None:
+    nan, infinite = float("nan"), float("inf")
+    with pytest.raises(DataError, match=r"2 of 4 scores .* first of them is inf for pair 2 of a\.tsv: .*pool.* log"):
+        ScoreStore(tmp_path, "e").scores(corpus(0.5, infinite, 0.25, nan, infinite), Scorer())
+    later = Scorer()
+    assert ScoreStore(tmp_path, "e").scores(corpus(0.25, 0.5), later).tolist() == [0.25, 0.5]
+    assert later.asked == []
+    with pytest.raises(DataError, match=r"1 of 1 scores .* first of them is nan for pair 2 of a\.tsv"):
+        ScoreStore(tmp_path, "e").scores(corpus(0.5, nan), Scorer())
+    with pytest.raises(DataError, match="1 of 1 scores"):
+        ScoreStore(tmp_path / "other", "e").scores(corpus(nan), Scorer())
+    assert not (tmp_path / "other").exists(), "nothing was there to keep"
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:

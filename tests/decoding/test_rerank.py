@@ -161,6 +161,27 @@ def test_consensus_prefers_what_the_other_candidates_say():
     assert text == "q c" and best.extra["quality"] == pytest.approx((0.25 + 1.25) / 2)
 
 
+def test_equal_candidates_are_compared_once():
+    item, asked = Hypothesis((7,), -1.0, -1.0), []
+
+    def once(*columns):
+        asked.extend(zip(*columns, strict=True))
+        return overlap(*columns)
+
+    drawn = [[(text, item) for text in ("a b", "a b", "a c", "a b", "d", "a c")], [("a b", item), ("a c", item)]]
+    found = rerank_by_consensus(drawn, ["q", "a b"], once)
+    assert len(asked) == len(set(asked)) == 8 + 2, "three texts against each other and two against themselves"
+    for source, before, after in zip(["q", "a b"], drawn, found, strict=True):
+        words = [text for text, _ in before]
+        means = []
+        for place, own in enumerate(words):
+            others = words[:place] + words[place + 1 :]
+            means.append(sum(overlap([source] * len(others), [own] * len(others), others)) / len(others))
+        order = sorted(range(len(words)), key=lambda row: -means[row])
+        assert [text for text, _ in after] == [words[row] for row in order]
+        assert [best.extra["quality"] for _, best in after] == [means[row] for row in order]
+
+
 def test_candidates_are_drawn_by_the_sentence_and_the_seed_alone(transformer, sentences):
     texts = [" ".join(map(str, ids)) for ids in sentences(5)]
     options = DecodingOptions(samples=6, n_best=6, max_length=5)

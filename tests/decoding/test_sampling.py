@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from energymt.decoding.sampling import SAMPLE_STREAM, Samples, sample, sample_log_probs
+from energymt.decoding.sampling import SAMPLE_STREAM, Samples, possible, sample, sample_log_probs
 from energymt.errors import ConfigurationError, DivergenceError
 from energymt.models import AutoregressiveModel
 from energymt.noise import Noise
@@ -260,3 +260,19 @@ def test_weights_that_are_not_numbers_are_named(recurrent, batch) -> None:
         recurrent.bias[6] = math.nan
     with pytest.raises(DivergenceError, match="weights hold NaN"):
         sample(recurrent, batch([[5]]), noise_of([0]), 2)
+
+
+def test_special_and_end_tokens_are_forbidden_and_nothing_else_changes(recurrent) -> None:
+    model, words = recurrent, recurrent.vocabulary
+    logits_BTV = torch.randn(2, 3, words.size, requires_grad=True)
+    found = possible(model, logits_BTV, end=False)
+    never = sorted({*words.never_ids, words.eos_id})
+    rest = [token for token in range(words.size) if token not in never]
+    assert (found[..., never] == -math.inf).all()
+    assert torch.equal(found[..., rest], logits_BTV[..., rest])
+    found[..., rest].sum().backward()
+    assert (logits_BTV.grad[..., rest] == 1).all() and not logits_BTV.grad[..., never].any()
+    bias_V = torch.zeros(words.size)
+    assert possible(model, bias_V, end=False).isinf().nonzero().flatten().tolist() == never
+    assert not bias_V.any()
+    assert possible(model, bias_V).isinf().nonzero().flatten().tolist() == [n for n in never if n != words.eos_id]

@@ -44,8 +44,8 @@ def test_pooled_scores_are_local_ones(kind: str, pooled: Starter) -> None:
 
 
 def test_many_lines_come_back_in_their_order(pooled: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several requests on several replicas, and several windows; no request asks for a gradient."""
-    monkeypatch.setattr(pooled_estimator, "WINDOW", 3 * LINES)
+    """More requests than are in flight at once, on several replicas; none asks for a gradient."""
+    monkeypatch.setattr(pooled_estimator, "IN_FLIGHT", 3)
     count = 7 * LINES + 3
     sources = [SOURCES[i % len(SOURCES)] for i in range(count)]
     texts = [TRANSLATIONS[i * 7 % len(TRANSLATIONS)] for i in range(count)]

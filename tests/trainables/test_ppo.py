@@ -141,7 +141,7 @@ def test_a_batch_gives_its_inner_steps_on_one_set_of_samples(folder: Path) -> No
 def test_the_value_head_is_in_checkpoints_and_not_in_the_model(folder: Path, tmp_path: Path) -> None:
     trainable = made(folder, double=False, advantage="value", steps=4)
     result = fit(trainable, toy.fabric(), tmp_path / "checkpoints", lambda step, values: None)
-    for kind in ("last", "kept"):
+    for kind in ("kept", "last"):
         newest = max((tmp_path / "checkpoints").glob(f"{kind}-*"))
         weights = safetensors.torch.load_file(newest / "weights.safetensors")
         assert {"heads.value.weight", "heads.value.bias"} <= weights.keys()

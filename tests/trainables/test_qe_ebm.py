@@ -32,7 +32,7 @@ def made(folder: Path, double: bool = True, **changes: Any) -> qe_ebm.QeEbm:
 
 def energies(trainable: qe_ebm.QeEbm, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     """The unlabelled term of a micro-batch, and its gradient."""
-    (term,) = trainable.losses(batch, STEP)()
+    (term,) = trainable.losses(batch, STEP)
     assert (term.name, term.count) == ("energy", len(batch) * trainable.config.samples)
     return term.sum.item(), gradient(trainable, term.sum)
 
@@ -104,7 +104,7 @@ def test_without_dense_logits_the_gradient_is_the_same(
     made_of: list[tuple[int, ...]] = []
     size = trainable.text.vocabulary.size
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (made_of.append(tuple(x.shape)), x)[1], lambda x: x):
-        (term,) = trainable.losses(batch, STEP)()
+        (term,) = trainable.losses(batch, STEP)
     rows, length = drawn.ids_RT.shape
     assert not any(len(shape) > 1 and shape[-1] == size and shape[-2] in (length, rows * length) for shape in made_of)
     assert term.sum.item() == pytest.approx(value, rel=1e-6)
@@ -133,7 +133,7 @@ def test_the_gradient_of_a_step_is_the_weighted_sum_of_both(weight: float, folde
     trainable = made(folder, balance=balance, optimizer={"learning_rate": 1e-9, "clip_norm": 1e9})
     batch = collate(trainable.text.train, range(SENTENCES))
     (labelled,) = trainable.labelled_losses(batch)
-    (energy,) = trainable.losses(batch, STEP)()
+    (energy,) = trainable.losses(batch, STEP)
     wanted = gradient(trainable, labelled.sum / labelled.count + weight * energy.sum / energy.count)
     toy.train(trainable, [StepBatch(STEP, 0, (batch,), (batch,))])
     for name, parameter in trainable.model.named_parameters():
@@ -180,7 +180,7 @@ def test_static_has_no_lessons(folder: Path) -> None:
     assert trainable.quality.pupil is None
     (report,) = toy.train(trainable, [next(trainable.plan.iterate())])
     assert not any("lesson" in name for name in report)
-    assert "dev/drift" not in trainable.monitor.history[0]
+    assert "dev/drift" not in trainable.evaluate()
 
 
 def test_several_workers_need_one_estimator_between_them(folder: Path) -> None:

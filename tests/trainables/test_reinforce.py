@@ -68,7 +68,7 @@ def gradient(trainable: Reinforce, loss: torch.Tensor) -> tuple[torch.Tensor, ..
 def test_the_loss_is_the_sum_over_samples(baseline: str, scale: float, folder: Path) -> None:
     trainable = made(folder, baseline=baseline, reward_scale=scale)
     trainable.running = -0.4
-    terms = {term.name: term for term in trainable.losses(batch_of(trainable), STEP)()}
+    terms = {term.name: term for term in trainable.losses(batch_of(trainable), STEP)}
     scores, logps = plain(trainable, folder)
     wanted = torch.zeros((), dtype=torch.float64)
     for row, ours in zip(scores, logps, strict=True):
@@ -113,9 +113,9 @@ def test_samples_without_a_score_have_no_part_in_it(folder: Path, monkeypatch: p
 
         return answer
 
-    whole = {term.name: term.sum.item() for term in trainable.losses(batch_of(trainable), STEP)()}
+    whole = {term.name: term.sum.item() for term in trainable.losses(batch_of(trainable), STEP)}
     monkeypatch.setattr(trainable.energy, "begin_text", broken)
-    terms = {term.name: term.sum for term in trainable.losses(batch_of(trainable), STEP)()}
+    terms = {term.name: term.sum for term in trainable.losses(batch_of(trainable), STEP)}
     assert torch.isfinite(terms["reinforce"]) and terms["reinforce"].item() != whole["reinforce"]
     assert all(torch.isfinite(grad).all() for grad in gradient(trainable, terms["reinforce"]))
     assert trainable.times()["unscored"] == SAMPLES

@@ -55,7 +55,7 @@ def run(name: str, folder: Path, out: Path, stop_at: int = 0, **changes: Any) ->
     def report(step: int, values: dict[str, float]) -> None:
         kept = {key: value for key, value in values.items() if not key.startswith("time/") and not key.endswith("_s")}
         reports.append((step, kept))
-        stop.requested = step == stop_at
+        stop.requested = step == stop_at > 0
 
     return trainable, fit(trainable, toy.fabric(), out, report, stop), reports
 
@@ -83,6 +83,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, folder: Path, tmp_pat
     assert result.metrics == wanted.metrics
     assert resumed.monitor.history == whole.monitor.history
     assert len(whole.monitor.history) == 4  # the start, two evaluations, and the model that was left in place
+    assert reports[0][0] == 0 and "dev/choice" in reports[0][1]
     assert resumed.balance.state() == whole.balance.state()
 
 
@@ -145,6 +146,7 @@ def test_the_estimator_and_the_start_stay_as_they_were(name: str, folder: Path) 
     frozen = {"estimator": trainable.quality.estimator, "start": trainable.start}
     before = {part: {k: v.clone() for k, v in module.state_dict().items()} for part, module in frozen.items()}
     batches = trainable.plan.iterate()
+    values = trainable.evaluate()
     toy.train(trainable, [next(batches) for _ in range(3)])
     optimised = make_optimizer(trainable.model, trainable.config.optimizer).param_groups
     learnt = {id(weight) for group in optimised for weight in group["params"]}
@@ -152,18 +154,17 @@ def test_the_estimator_and_the_start_stay_as_they_were(name: str, folder: Path) 
         assert all(torch.equal(before[part][k], v) for k, v in module.state_dict().items())
         assert all(w.grad is None and not w.requires_grad and id(w) not in learnt for w in module.parameters())
         assert not module.training
-    assert trainable.monitor.history[0]["dev/judge"] != trainable.monitor.history[0]["dev/quality"]
+    assert values["dev/judge"] != values["dev/quality"]
 
 
 @every_run
-def test_the_start_is_looked_at_before_anything_learns(name: str, folder: Path) -> None:
-    trainable = made(name, folder)
-    toy.train(trainable, [next(trainable.plan.iterate())])
-    (start,) = trainable.monitor.history
+def test_the_start_is_looked_at_before_anything_learns(name: str, folder: Path, tmp_path: Path) -> None:
+    trainable, result, reports = run(name, folder, tmp_path, steps=1)
+    start = trainable.monitor.history[0]
+    assert reports[0][0] == 0 and all(reports[0][1][key] == value for key, value in start.items())
     assert start["dev/kl_to_start"] == pytest.approx(0.0, abs=1e-7)
     assert start.get("dev/drift", 0.0) == 0.0
-    values = made(name, folder).evaluate()
-    assert start == pytest.approx({key: values[key] for key in start})
+    assert "0" in result.progress.kept or "1" in result.progress.kept, "the start may be the best"
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -236,7 +237,7 @@ def test_an_alarm_is_logged_and_ends_the_run_where_it_is_told_to(folder: Path, t
     alarm = {"alarms": {"kl_to_start": 1e-9, **baseline}}
     _, result, reports = run("static", folder, tmp_path / "on", **alarm)
     assert result.progress.step == 6
-    assert [values["gaming/alarm/kl_to_start"] for _, values in reports if "dev/choice" in values] == [1.0, 1.0]
+    assert [values.get("gaming/alarm/kl_to_start") for _, values in reports if "dev/choice" in values][1:] == [1.0, 1.0]
     for _ in range(2):  # a second start does not take it up
         trainable, result, reports = run("static", folder, tmp_path / "stopped", **alarm, stop_at_alarm=True)
         assert result.progress.step == 3 and result.progress.stopped_early and not result.interrupted

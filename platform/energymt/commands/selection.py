@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,34 +30,42 @@ def filter_data(
     quantile: Annotated[float | None, typer.Option(help="Keep this share of the pairs, the best ones.")] = None,
 ) -> None:
     """Keep the pairs that a quality estimator finds good. No pair is ever scored twice, also not by a second call."""
-    import torch
-
     from energymt.data.corpus import DataConfig, read_corpus
     from energymt.data.selection import Criterion, ScoreStore, filter_pairs, folder_fingerprint
     from energymt.folders import write_atomically
-    from energymt.quality import POOL, open_quality
-    from energymt.storage import fetch, runs_root
+    from energymt.storage import runs_root
 
     criterion = Criterion(threshold, quantile)
     if not output.absolute().parent.is_dir():
         raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path))
-    if estimator.startswith(POOL):
-        from energymt.pool.opening import frozen_address
-
-        folder = fetch(frozen_address(estimator.removeprefix(POOL)))
-        score = _told(open_quality(estimator, torch.device("cpu")).score)
-    else:
-        folder = fetch(estimator)
-        score = _told(_scorer(estimator, folder))
-    store = ScoreStore(runs_root() / "scores", folder_fingerprint(folder))
-    kept = filter_pairs(corpus, criterion, score, store)
+    with _opened(estimator) as (folder, score):
+        store = ScoreStore(runs_root() / "scores", folder_fingerprint(folder))
+        kept = filter_pairs(corpus, criterion, _told(score), store)
     assert kept.corpus.target is not None
     rows = zip(kept.corpus.source, kept.corpus.target, kept.scores, strict=True)
-    lines = ["source\ttarget\tscore", *(f"{original}\t{text}\t{score:.6f}" for original, text, score in rows)]
+    lines = ["source\ttarget\tscore", *(f"{original}\t{text}\t{value:.6f}" for original, text, value in rows)]
     write_atomically(output, "\n".join(lines) + "\n")
     typer.echo(f"{output} holds {len(kept.scores):,} of {len(corpus):,} pairs, which score {kept.least:.4f} or more.")
     typer.echo(_quantiles(kept.scores_N))
+
+
+@contextmanager
+def _opened(address: str) -> Iterator[tuple[Path, TextScore]]:
+    """The folder of an estimator, or of the one that a pool serves, and its scores."""
+    import torch
+
+    from energymt.quality import POOL, open_quality
+    from energymt.storage import fetch
+
+    if not address.startswith(POOL):
+        folder = fetch(address)
+        yield folder, _scorer(address, folder)
+        return
+    from energymt.pool.opening import frozen_address
+
+    with closing(open_quality(address, torch.device("cpu"))) as quality:  # joins the Ray that the name is asked in
+        yield fetch(frozen_address(address.removeprefix(POOL))), quality.score
 
 
 def _told(score: TextScore) -> TextScore:

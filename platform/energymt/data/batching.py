@@ -123,12 +123,21 @@ class StepPlan:
         tokens_per_micro_batch: most positions of a micro-batch on its longer side, padding included. A sentence that
             is longer goes alone.
         seed: of the order.
+        least_width: positions that a sentence takes at least, where something longer may be made of it.
 
     Attributes:
         steps_per_epoch: the same for every epoch.
     """
 
-    def __init__(self, encoded: EncodedCorpus, tokens_per_step: int, tokens_per_micro_batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        encoded: EncodedCorpus,
+        tokens_per_step: int,
+        tokens_per_micro_batch: int,
+        seed: int,
+        *,
+        least_width: int = 1,
+    ) -> None:
         self.encoded = encoded
         self.tokens_per_step = tokens_per_step
         self.tokens_per_micro_batch = tokens_per_micro_batch
@@ -136,7 +145,7 @@ class StepPlan:
         sources = np.array([len(ids) for ids in encoded.source_ids], dtype=np.int64)
         targets = np.array([len(ids) for ids in encoded.target_ids], dtype=np.int64)
         self._tokens = targets + 1 if targets.any() else sources
-        self._widths = np.maximum(sources, self._tokens)
+        self._widths = np.maximum(np.maximum(sources, self._tokens), least_width)
         # No micro-batch has more tokens than an average step, so that each step gets one at least.
         self._most_tokens = max(tokens_per_step, int(self._tokens.max()))
         self.steps_per_epoch = max(1, int(self._tokens.sum()) // self._most_tokens)
@@ -166,7 +175,8 @@ class StepPlan:
             for micro_batches in self.epoch(number)[skipped:]:
                 share = micro_batches[rank::world]
                 batches = tuple(collate(self.encoded, chosen) for chosen in share)
-                yield StepBatch(step, number, batches, rank=rank, world=world)
+                everyone = torch.from_numpy(self.encoded.rows[[i for chosen in micro_batches for i in chosen]])
+                yield StepBatch(step, number, batches, rank=rank, world=world, sentence_ids=everyone)
                 step += 1
             number, skipped = number + 1, 0
 

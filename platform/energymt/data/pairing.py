@@ -39,11 +39,18 @@ class NeighbourPlan:
         unlabelled: sources.
         neighbours_NK: for each row of the labelled corpus, the rows of its nearest sources in the unlabelled corpus.
         share: of a micro-batch's sentences whose neighbours are taken, one for each.
+        most: sentences in one micro-batch of neighbours.
     """
 
     def __init__(
-        self, labelled: StepPlan, unlabelled: EncodedCorpus, neighbours_NK: NDArray[np.int64], share: float
+        self,
+        labelled: StepPlan,
+        unlabelled: EncodedCorpus,
+        neighbours_NK: NDArray[np.int64],
+        share: float,
+        most: int,
     ) -> None:
+        self.most = most
         self.labelled, self.unlabelled, self.neighbours_NK, self.share = labelled, unlabelled, neighbours_NK, share
         self.encoded, self.steps_per_epoch = labelled.encoded, labelled.steps_per_epoch
         self._place = {int(row): place for place, row in enumerate(unlabelled.rows)}
@@ -51,13 +58,14 @@ class NeighbourPlan:
     def iterate(self, start_step: int = 0, rank: int = 0, world: int = 1) -> Iterator[StepBatch]:
         """See `batching.Plan`."""
         for batch in self.labelled.iterate(start_step, rank, world):
-            found = [self._beside(micro_batch, batch.epoch) for micro_batch in batch.micro_batches]
-            yield replace(batch, unlabelled=tuple(beside for beside in found if beside is not None))
+            found = [beside for micro in batch.micro_batches for beside in self._beside(micro, batch.epoch)]
+            yield replace(batch, unlabelled=tuple(found))
 
-    def _beside(self, batch: Batch, epoch: int) -> Batch | None:
+    def _beside(self, batch: Batch, epoch: int) -> Iterator[Batch]:
         """One neighbour of each of the first sentences, another one in each epoch; none twice."""
         rows = batch.sentence_ids_B[: max(1, round(self.share * len(batch)))].numpy()
         chosen = self.neighbours_NK[rows, epoch % self.neighbours_NK.shape[1]]
         # A source that is too long for the translator is not among the encoded ones.
         places = sorted({self._place[int(row)] for row in chosen if int(row) in self._place})
-        return collate(self.unlabelled, places) if places else None
+        for first in range(0, len(places), self.most):
+            yield collate(self.unlabelled, places[first : first + self.most])

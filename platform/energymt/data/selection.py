@@ -115,24 +115,29 @@ class ScoreStore:
         """The score of every pair, [N]; pairs without one go through `score`, `CHUNK` of them at a time.
 
         Raises:
-            DataError: a score that is no finite number.
+            DataError: a score that is no finite number; the others of its chunk are kept.
             StorageError: the file cannot be written.
         """
         assert corpus.target is not None
         known = self._read()
         keys = [self._key(*pair) for pair in zip(corpus.source, corpus.target, strict=True)]
-        missing = list({key: row for row, key in enumerate(keys) if key not in known}.values())
+        missing = sorted({keys[row]: row for row in reversed(range(len(keys))) if keys[row] not in known}.values())
         for start in range(0, len(missing), CHUNK):
             rows = missing[start : start + CHUNK]
             found = score([corpus.source[row] for row in rows], [corpus.target[row] for row in rows])
-            for row, value in zip(rows, found, strict=True):
-                if not math.isfinite(value):
-                    raise DataError(
-                        f"The estimator scores pair {row + 1:,} of {corpus.origin} as {value}, which is no number: "
-                        f"its weights are damaged, or it cannot read this pair; use another estimator or remove it."
-                    )
-                known[keys[row]] = float(value)
-            self._append({keys[row]: known[keys[row]] for row in rows})
+            values = {keys[row]: float(value) for row, value in zip(rows, found, strict=True)}
+            finite = {key: value for key, value in values.items() if math.isfinite(value)}
+            if finite:
+                self._append(finite)
+            if len(finite) < len(rows):
+                first = next(row for row in rows if keys[row] not in finite)
+                raise DataError(
+                    f"{len(rows) - len(finite):,} of {len(rows):,} scores are no finite number, the first of them is "
+                    f"{values[keys[first]]} for pair {first + 1:,} of {corpus.origin}: the estimator cannot read this "
+                    f"pair, its weights are damaged, or its pool could not score it (see the log); all other scores "
+                    f"are kept: try again, remove the pair, or use another estimator."
+                )
+            known |= finite
         return np.array([known[key] for key in keys])
 
     def _key(self, source: str, translation: str) -> str:

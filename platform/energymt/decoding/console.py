@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from energymt.data.vocabulary import require_same
 from energymt.decoding.translate import DecodingOptions, Translator
@@ -16,6 +19,7 @@ from energymt.models import load_translator
 from energymt.models.comet_settings import SETTINGS_FILE
 from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
 from energymt.models.scoring import needs_references, score_lines
+from energymt.quality import POOL, open_quality
 from energymt.storage import fetch
 
 
@@ -23,19 +27,21 @@ def translate_stream(
     address: str, options: DecodingOptions, *, rerank: str | None, engine: str, precision: str
 ) -> None:
     """Translate the lines of stdin; with `n_best` above 1 each is written as `number ||| text ||| score`."""
-    translator = open_translator(fetch(address), options, rerank=rerank, engine=engine, precision=precision)
-    lines = read_lines(sys.stdin.buffer)
-    for number, translations in enumerate(_with_progress(translator.stream(lines))):
-        for text, hypothesis in translations:
-            print(text if options.n_best == 1 else f"{number} ||| {text} ||| {hypothesis.score:.4f}", flush=True)
+    with ExitStack() as held:
+        translator = open_translator(fetch(address), options, held, rerank=rerank, engine=engine, precision=precision)
+        lines = read_lines(sys.stdin.buffer)
+        for number, translations in enumerate(_with_progress(translator.stream(lines))):
+            for text, hypothesis in translations:
+                print(text if options.n_best == 1 else f"{number} ||| {text} ||| {hypothesis.score:.4f}", flush=True)
 
 
 def open_translator(
-    folder: Path, options: DecodingOptions, *, rerank: str | None, engine: str, precision: str
+    folder: Path, options: DecodingOptions, held: ExitStack, *, rerank: str | None, engine: str, precision: str
 ) -> Translator:
-    """A model folder with one of the engines; `rerank` is the address of a teacher or estimator that chooses.
+    """A model folder with one of the engines; `rerank` is the address of a teacher, estimator or pool that chooses.
 
-    An estimator that compares with references is given the other candidates for them (minimum Bayes risk).
+    An estimator that compares with references is given the other candidates for them (minimum Bayes risk). `held`
+    closes the connection to a pool.
     """
     if engine == "torch":
         model: Any = load_translator(folder)
@@ -45,6 +51,9 @@ def open_translator(
         model = load_export(folder, engine, precision)
     if rerank is None:
         return Translator(model, options)
+    if rerank.startswith(POOL):
+        quality = held.enter_context(closing(open_quality(rerank, torch.device("cpu"))))  # it computes elsewhere
+        return Translator(model, options, quality=quality.score)
     judge = fetch(rerank)
     if (judge / ESTIMATOR_FILE).is_file() or (judge / SETTINGS_FILE).is_file():
         estimator = load_estimator(judge).to(choose_device("auto"))

@@ -6,6 +6,7 @@ An energy is better where it is lower, a score where it is higher.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -96,18 +97,23 @@ def rerank_by_consensus(
 
     `extra["quality"]` then holds it. Every candidate stands for as many references as there are of it, so that for
     candidates that were sampled the mean is a Monte Carlo estimate of the expected utility (Eikema and Aziz 2020). A
-    candidate alone has no other, and utility 0. Cost: N² scores for N candidates.
+    candidate alone has no other, and utility 0. Cost: N² scores for N different candidates.
     """
-    asked: list[tuple[str, str, str]] = []
-    for source, found in zip(sources, translations, strict=True):
-        texts = [text for text, _ in found]
-        asked += [(source, own, other) for a, own in enumerate(texts) for b, other in enumerate(texts) if a != b]
-    values = iter(utility(*([list(side) for side in zip(*asked, strict=True)] if asked else ([], [], []))))
+    asked = dict.fromkeys(
+        (source, own, other)
+        for source, found in zip(sources, translations, strict=True)
+        for own, other in permutations([text for text, _ in found], 2)
+    )
+    columns = [list(side) for side in zip(*asked, strict=True)] if asked else ([], [], [])
+    values = dict(zip(asked, utility(*columns), strict=True))
     lists = []
-    for found in translations:
-        others = len(found) - 1
-        scored = [(text, item, sum(next(values) for _ in range(others)) / max(1, others)) for text, item in found]
-        lists.append([(text, item.with_extra(quality=value)) for text, item, value in scored])
+    for source, found in zip(sources, translations, strict=True):
+        ranked = []
+        for place, (text, item) in enumerate(found):
+            others = [other for other, _ in (*found[:place], *found[place + 1 :])]
+            mean = sum(values[source, text, other] for other in others) / max(1, len(others))
+            ranked.append((text, item.with_extra(quality=mean)))
+        lists.append(ranked)
     return [sorted(found, key=lambda pair: _nan_last(-pair[1].extra["quality"])) for found in lists]
 
 

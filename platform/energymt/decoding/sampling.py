@@ -108,12 +108,17 @@ def sample(
     return Samples(drawn_RT[:, :width], mask_RT, ended_R, count)
 
 
+def possible(model: AutoregressiveModel, logits: Tensor, *, end: bool = True) -> Tensor:
+    """Logits [..., V] with −inf for what stands in no translation: special tokens, and without `end` the end token."""
+    words = model.vocabulary
+    never = {*words.never_ids, *(() if end else (words.eos_id,))}
+    ids = torch.tensor(sorted(token for token in never if token < logits.shape[-1]), device=logits.device)
+    return logits.index_fill(-1, ids, -torch.inf)
+
+
 def _probabilities(model: AutoregressiveModel, logits_RV: Tensor, temperature: float, top_p: float) -> Tensor:
     """Of the next token, [R, V] in float64: what must not stand in a translation has none."""
-    never = [token for token in model.vocabulary.never_ids if token < logits_RV.shape[1]]
-    logits_RV = (logits_RV.double() / temperature).index_fill(
-        1, torch.tensor(never, device=logits_RV.device), -torch.inf
-    )
+    logits_RV = possible(model, logits_RV.double() / temperature)
     probs_RV = logits_RV.softmax(-1)
     if not bool(probs_RV.isfinite().all()):
         raise DivergenceError("The translator's probabilities are not numbers: its weights hold NaN or infinity.")
@@ -176,6 +181,4 @@ def sample_log_probs(model: AutoregressiveModel, logits_RUV: Tensor, samples: Sa
     target_RU, mask_RU = with_end(samples.ids_RT, samples.mask_RT, model.vocabulary.eos_id)
     lengths_R1 = samples.mask_RT.sum(1, keepdim=True)
     mask_RU = mask_RU.scatter(1, lengths_R1, samples.ended_R[:, None])
-    never = [token for token in model.vocabulary.never_ids if token < logits_RUV.shape[-1]]
-    logits_RUV = logits_RUV.index_fill(-1, torch.tensor(never, device=logits_RUV.device), -torch.inf)
-    return token_log_probs(logits_RUV, target_RU, mask_RU), mask_RU
+    return token_log_probs(possible(model, logits_RUV), target_RU, mask_RU), mask_RU

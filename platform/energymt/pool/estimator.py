@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from energymt.records import SoftTarget, Source
 if TYPE_CHECKING:
     from energymt.pool.connection import Connection
 
-LINES, WINDOW = 16, 2048  # texts of a request, and of all that are in flight at once
+LINES, IN_FLIGHT = 16, 8  # texts of a request; requests at once
 
 logger = logging.getLogger(__name__)
 
@@ -111,13 +112,20 @@ class PooledEstimator:
             raise DataError(f"There are {len(sources):,} sources and {len(translations):,} translations: align them.")
         order = sorted(range(len(sources)), key=lambda row: len(sources[row]) + len(translations[row]))
         scores = [math.nan] * len(sources)
-        for first in range(0, len(order), WINDOW):
-            window = order[first : first + WINDOW]
-            parts = [window[start : start + LINES] for start in range(0, len(window), LINES)]
-            tickets = [self._submit_text([sources[r] for r in rows], [translations[r] for r in rows]) for rows in parts]
-            for rows, ticket in zip(parts, tickets, strict=True):
-                for row, score in zip(rows, ticket.result().tolist(), strict=True):
-                    scores[row] = score
+        sent: deque[tuple[list[int], ScoreTicket]] = deque()
+
+        def take() -> None:
+            rows, ticket = sent.popleft()
+            for row, score in zip(rows, ticket.result().tolist(), strict=True):
+                scores[row] = score
+
+        for first in range(0, len(order), LINES):
+            if len(sent) == IN_FLIGHT:  # the deadline of a request runs from when it is sent
+                take()
+            rows = order[first : first + LINES]
+            sent.append((rows, self._submit_text([sources[r] for r in rows], [translations[r] for r in rows])))
+        while sent:
+            take()
         return scores
 
     def _submit_text(self, sources: Sequence[str], translations: Sequence[str]) -> ScoreTicket:

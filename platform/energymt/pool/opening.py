@@ -40,6 +40,27 @@ def open_pool(name: str, run: str = "", *, alone: bool = False) -> tuple[PooledE
     return pooled, PooledLearner(connection) if run else None
 
 
+def require_learning(name: str, wanted: bool) -> None:
+    """Refuse a pool that learns where the estimator must stay as it is, and a static one where it is taught.
+
+    Raises:
+        ConfigurationError: with what to do.
+    """
+    if not ray.is_initialized():
+        ground.join()
+    found = lifecycle.status(name)
+    if found["learns"] and not wanted:
+        raise ConfigurationError(
+            f"The pool {name} learns (learns={found['learns']}), so that what it serves changes: ask "
+            f"{found['estimator']} itself, or a pool that was started without `learns`."
+        )
+    if wanted and not found["learns"]:
+        raise ConfigurationError(
+            f"The pool {name} is static and nobody can teach it: start one by `energymt pool up {found['estimator']} "
+            f"--name NAME --set learns=head`, or leave `dynamic` out."
+        )
+
+
 def frozen_address(name: str) -> str:
     """The address of the estimator that a pool began with."""
     address: str = lifecycle.status(name)["estimator"]

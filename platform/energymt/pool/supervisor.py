@@ -143,6 +143,7 @@ class Supervisor:
             "name": self.name,
             "estimator": self.config.estimator,
             "version": self.fleet.version,
+            "learns": self.config.learns,
             "seconds": now - self.started,
             "replicas": replicas,
             "leases": [{"label": lease.label, "seconds": now - lease.since} for lease in self.leases.values()],

@@ -1,0 +1,34 @@
+"""What a run reports between two lines of its log."""
+
+from __future__ import annotations
+
+import time
+
+
+class Window:
+    """Means of the values since the last line of the log, and target tokens a second."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+        self.seconds = 0.0
+        self.mark = time.perf_counter()
+
+    def add(self, values: dict[str, float]) -> None:
+        """One optimizer step."""
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        passed, self.mark = now - self.mark, now
+        self.seconds += passed
+        return passed
+
+    def means(self) -> dict[str, float]:
+        """Means, then start again."""
+        tokens = sum(self.values.pop("time/tokens", []))
+        means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        means["time/tokens_per_s"] = tokens / max(self.seconds, 1e-9)
+        self.values, self.seconds = {}, 0.0
+        return means
