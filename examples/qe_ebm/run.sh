@@ -16,6 +16,6 @@ for seed in "${seeds[@]}"; do
     energymt train reinforce "${with[@]}" --name "qe_ebm/reinforce-$seed"
     energymt train ppo "${with[@]}" --name "qe_ebm/ppo-$seed"
     energymt train qe_ebm "${with[@]}" --name "qe_ebm/static-$seed"
-    energymt train qe_ebm "${with[@]}" --set dynamic.learns=head --set "name=dynamic-$seed" --name "qe_ebm/dynamic-$seed"
+    energymt train qe_ebm "${with[@]}" --set dynamic.learns=head --name "qe_ebm/dynamic-$seed"
 done
 python -m benchmarks.qe_ebm --seeds "${seeds[@]}"

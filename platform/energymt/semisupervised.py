@@ -85,7 +85,7 @@ class SemiSupervisedConfig(TrainingConfig):
     """Whether an alarm ends the run, as running out of patience does."""
     deterministic: bool = False
     """A pool computes every request alone, so that a run can be repeated bit by bit."""
-    name: str | None = None
+    run_name: str | None = None
     """By which a pool that learns knows the run, and needs one; two runs that teach at once need two pools."""
 
 
@@ -128,8 +128,10 @@ class SemiSupervised:
                 f"balance.kind is gradnorm, which follows how fast a loss falls, and {self.TERM} is none that falls: "
                 f"use ratio, projection or constant."
             )
-        if learns is not None and config.quality.startswith(POOL) and config.name is None:
-            raise ConfigurationError("A pool that learns knows a run by its name: set name to one of this run's own.")
+        if learns is not None and config.quality.startswith(POOL) and config.run_name is None:
+            raise ConfigurationError(
+                "A pool that learns knows a run by its name: set run_name to one of this run's own."
+            )
         self.config = config
         self.text = prepare_text(config)
         model = open_model(config, self.text.vocabulary)
@@ -141,7 +143,7 @@ class SemiSupervised:
         self.model = model
         self.device = choose_device(config.device)
         self.quality = open_quality(
-            config.quality, self.device, run=config.name or "", learns=learns, deterministic=config.deterministic
+            config.quality, self.device, run=config.run_name or "", learns=learns, deterministic=config.deterministic
         )
         self.energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, feed)
         judges = {"quality": self.quality.score}

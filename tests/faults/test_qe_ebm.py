@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray]
 DYNAMIC = {"learns": "head", "sentences": 4, "rate": 0.01}
 KINDS: dict[str, dict[str, Any]] = {
     "static": {"quality": "pool:default"},
-    "dynamic": {"quality": "pool:school", "dynamic": DYNAMIC, "name": "pupil"},
+    "dynamic": {"quality": "pool:school", "dynamic": DYNAMIC, "run_name": "pupil"},
 }
 both = pytest.mark.parametrize("kind", KINDS)
 

@@ -12,6 +12,7 @@ import torch
 from energymt import launch, runs
 from energymt.cluster import runtime
 from energymt.configuration import TrainingConfig
+from energymt.errors import ConfigurationError
 from energymt.pool import ground
 from energymt.pool.settings import PoolConfig
 from energymt.tracking import NullTracker
@@ -98,7 +99,7 @@ def test_a_static_pool_trains_as_the_folder_does(name: str, pools: None, world: 
 
 
 def test_a_pool_learns_as_the_folder_does_and_again_for_the_next_run(pools: None, world: Path, wide_ray: Path) -> None:
-    settings = {**QUIET, "dynamic": DYNAMIC, "name": "one-of-them"}
+    settings = {**QUIET, "dynamic": DYNAMIC, "run_name": "one-of-them"}
     wanted = trained("qe_ebm", toy.config("qe_ebm", world, **settings), wide_ray / "dynamic-local")
     pooled = toy.config("qe_ebm", world, **settings, quality="pool:school")
     for run in ("dynamic-first", "dynamic-second"):  # of one name: the second begins with the estimator as it was
@@ -111,13 +112,24 @@ def test_a_pool_learns_as_the_folder_does_and_again_for_the_next_run(pools: None
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
 def test_two_workers_and_a_pool_train_as_one_process(kind: str, pools: None, world: Path, wide_ray: Path) -> None:
     settings = {"static": {"quality": "pool:default"}, "dynamic": {"quality": "pool:school", "dynamic": DYNAMIC}}[kind]
-    settings = {**settings, "name": "workers"}
+    settings = {**settings, "run_name": "workers"}
     config = toy.config("qe_ebm", world, **QUIET, **settings)
     wanted = trained("qe_ebm", config, wide_ray / f"{kind}-one")
     near(trained("qe_ebm", config, wide_ray / f"{kind}-two", workers=2), wanted, 1e-4)
     assert logged(wide_ray / f"{kind}-two", "train/energy") == pytest.approx(
         logged(wide_ray / f"{kind}-one", "train/energy"), rel=1e-2
     )
+
+
+def test_a_pool_that_learns_is_not_asked_as_if_it_stood_still(pools: None, world: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"The pool school learns \(learns=head\), so that what it"):
+        toy.make("reinforce", toy.config("reinforce", world, quality="pool:school"))
+    with pytest.raises(ConfigurationError, match="The pool school learns"):
+        toy.make("qe_ebm", toy.config("qe_ebm", world, judge="pool:school"))
+    with pytest.raises(ConfigurationError, match="The pool default is static and nobody can teach it"):
+        toy.make("qe_ebm", toy.config("qe_ebm", world, quality="pool:default", dynamic=DYNAMIC, run_name="pupil"))
+    with pytest.raises(ConfigurationError, match="set run_name"):
+        toy.make("qe_ebm", toy.config("qe_ebm", world, quality="pool:school", dynamic=DYNAMIC))
 
 
 # --------------------------------------------------------------------------------------- which Ray a training stands on

@@ -253,3 +253,22 @@ def test_the_judge_can_choose(folder: Path) -> None:
     assert values["dev/choice"] == values["dev/judge"] != values["dev/chrf"]
     with pytest.raises(ConfigurationError, match="no judge is named"):
         made("static", folder, choose_by="judge")
+
+
+def test_what_trains_does_not_judge(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="what trains cannot judge"):
+        made("static", folder, judge=str(folder / "estimator"))
+
+
+def test_gradnorm_needs_a_loss_that_falls(folder: Path) -> None:
+    for name in ("leave-one-out", "group"):
+        with pytest.raises(ConfigurationError, match="gradnorm"):
+            made(name, folder, balance={"kind": "gradnorm"})
+
+
+def test_a_micro_batch_leaves_room_for_samples_that_are_longer_than_their_sources(folder: Path) -> None:
+    trainable = made("static", folder, tokens_per_micro_batch=56, unlabelled_tokens_per_step=200)
+    batches = trainable.plan.iterate()
+    sizes = {len(micro) for _ in range(4) for micro in next(batches).unlabelled}
+    width = max(7, *(len(ids) for ids in trainable.text.train.source_ids))
+    assert max(sizes) * 2 * 7 <= 56 < max(sizes) * 2 * 2 * width
