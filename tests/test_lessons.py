@@ -127,9 +127,9 @@ def test_the_chosen_pairs_are_taken(
 
 
 def test_pairs_are_chosen_from_the_whole_step_however_it_is_cut(bridge: Bridge) -> None:
-    def step(cut: Sequence[Sequence[int]], number: int = 3, ids: Sequence[int] | None = None) -> StepBatch:
+    def step(cut: Sequence[Sequence[int]], number: int = 3, ids: Sequence[int] = ()) -> StepBatch:
         batches = tuple(batch_of(bridge.translator, rows) for rows in cut)
-        return StepBatch(number, 0, batches, sentence_ids=None if ids is None else torch.tensor(ids))
+        return StepBatch(number, 0, batches, sentence_ids=tuple(ids))
 
     whole = set(chosen_pairs(step([range(5)]), 1, 3).tolist())
     assert len(whole) == 3 and whole < set(range(5))

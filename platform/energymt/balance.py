@@ -32,7 +32,7 @@ class BalanceConfig(Section):
     """How an unlabelled loss is weighed against the cross-entropy."""
 
     kind: Kind = "ratio"
-    """See `energymt.balance`."""
+    """How the weight is found: ratio, constant, published, projection or gradnorm (docs/qe_ebm.md)."""
     weight: float = Field(default=0.3, ge=0, allow_inf_nan=False)
     """The share of the norm (`ratio`, `projection`), or the weight itself (`constant`)."""
     ramp: float = Field(default=0.1, ge=0, le=1)

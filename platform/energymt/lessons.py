@@ -71,10 +71,8 @@ def make_lesson(
 
 def chosen_pairs(batch: StepBatch, seed: int, count: int) -> Tensor:
     """The sentence ids of `count` labelled pairs of a step, drawn alike by all workers, however the step is cut."""
-    ids_N = batch.sentence_ids
-    if ids_N is None:
-        ids_N = torch.cat([micro.sentence_ids_B.cpu() for micro in batch.micro_batches])
-    ids_N = ids_N.sort().values
+    here = [row for micro in batch.micro_batches for row in micro.sentence_ids_B.tolist()]
+    ids_N = torch.tensor(sorted(batch.sentence_ids or here), dtype=torch.long)
     draw_N = Noise(seed, batch.step, ids_N, LESSON_STREAM).uniform(1, 0, 1, torch.float64).flatten()
     return ids_N[draw_N.argsort(stable=True)[:count]]
 

@@ -78,7 +78,7 @@ class StepBatch:
     unlabelled: tuple[Batch, ...] = ()  # sources without a target, for methods that learn from them
     rank: int = 0
     world: int = 1  # workers
-    sentence_ids: Tensor | None = None  # of all labelled pairs of the step, over all workers; None: those here
+    sentence_ids: tuple[int, ...] = ()  # of all labelled pairs of the step, over all workers; none: those here
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class StepPlan:
             for micro_batches in self.epoch(number)[skipped:]:
                 share = micro_batches[rank::world]
                 batches = tuple(collate(self.encoded, chosen) for chosen in share)
-                everyone = torch.from_numpy(self.encoded.rows[[i for chosen in micro_batches for i in chosen]])
+                everyone = tuple(self.encoded.rows[[i for chosen in micro_batches for i in chosen]].tolist())
                 yield StepBatch(step, number, batches, rank=rank, world=world, sentence_ids=everyone)
                 step += 1
             number, skipped = number + 1, 0
