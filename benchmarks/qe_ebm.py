@@ -4,7 +4,8 @@
 
 Reads $ENERGYMT_RUNS/qe_ebm/METHOD-SEED and $ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz; greedy translations, scored
 by references, by the estimator that trained (quality) and by one that did not (judge). Intervals: 95 %, bootstrap over
-sentences, of the outputs of all seeds together; differences to `supervised` are paired. What is not there is named.
+sentences, ends averaged over the seeds; differences to `supervised` are paired, seed by seed. The spread of g_U is that of
+the unlabelled gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import torch
 from benchmarks.timing import machine
 from energymt.data.corpus import Corpus, DataConfig, read_corpus
 from energymt.development import translate_dev
+from energymt.metrics import translation
 from energymt.metrics.indicators import indicators
 from energymt.metrics.significance import compare, interval
-from energymt.metrics.translation import Statistics, evaluate, mean
+from energymt.metrics.translation import Statistics, mean
 from energymt.models import AutoregressiveModel, load_translator
 from energymt.quality import open_judge
 from energymt.storage import runs_root
@@ -53,10 +55,10 @@ def outcome(folder: Path, test: Corpus, judges: dict[str, str]) -> Outcome:
     model = load_translator(folder)
     assert isinstance(model, AutoregressiveModel) and test.target is not None
     texts = [text for text, _ in translate_dev(model, test)]
-    report = evaluate(test.source, texts, test.target)
-    scores = {"bleu": report.statistics["bleu"], "chrf": report.statistics["chrf"]}
+    rows = translation.statistics(texts, test.target)
+    scores = {"bleu": rows["bleu"], "chrf": rows["chrf"]}
     for name, address in judges.items():
-        scores[name] = mean(list(open_judge(address, torch.device("cpu"))(test.source, texts)))
+        scores[name] = mean(list(open_judge(address, torch.device("cpu"))(test.source, texts, test.target)))
     return Outcome(scores, texts)
 
 
