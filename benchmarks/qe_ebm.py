@@ -4,8 +4,8 @@
 
 Reads $ENERGYMT_RUNS/qe_ebm/METHOD-SEED and $ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz; greedy translations, scored
 by references, by the estimator that trained (quality) and by one that did not (judge). Intervals: 95 %, bootstrap over
-sentences, ends averaged over the seeds; differences to `supervised` are paired, seed by seed. The spread of g_U is that of
-the unlabelled gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
+sentences, ends averaged over the seeds; differences to `supervised` are paired, seed by seed. The spread of g_U is that
+of the unlabelled gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
 """
 
 from __future__ import annotations
