@@ -107,7 +107,6 @@ def test_qe_ebm_is_biased(world: World, feed: str) -> None:
         means.append(grad_NPA.mean(0))
         error = 0.0 if draws == 1 else (grad_NPA.std(0) / draws**0.5).norm()
         assert (means[-1] - exact).norm() > 0.1 * exact.norm() + 4 * error
-        assert torch.cosine_similarity(means[-1].flatten(), exact.flatten(), dim=0) > 0.2, "it points downhill"
     assert torch.equal(*means) != (feed in HARD), "a hard operator alone has another value for a sample"
 
 
