@@ -294,7 +294,8 @@ def read_unlabelled(config: SemiSupervisedConfig, text: Text) -> tuple[Corpus, E
     if config.unlabelled is None:
         corpus = text.train_corpus
     else:
-        sources = config.unlabelled.model_copy(update={"target": None, "target_path": None})
+        kind = "text" if config.unlabelled.target_path is not None else config.unlabelled.format
+        sources = config.unlabelled.model_copy(update={"target": None, "target_path": None, "format": kind})
         corpus = read_corpus(sources, need_target=False)
     corpus = replace(corpus, target=None)
     return corpus, encode_corpus(corpus, text.vocabulary, limits, limits)

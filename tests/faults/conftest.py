@@ -12,11 +12,10 @@ import safetensors.torch
 import torch
 import yaml
 
-from energymt.cluster import runtime
+from tests import clusters
 from tests.commands.conftest import SMALL, configuration, write_files
 from tests.terminal import Done, Forked, begin
 
-ROOT = Path(__file__).resolve().parents[2]
 TEACHER = "runs/teacher/model"
 STEPS = 120
 # A step of the students of `methods.trouble` may do what the variable TROUBLE says: `kill@7`, `nan@7`, `sleep@7`.
@@ -153,14 +152,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Ray of a module alone, that counts four CPUs; gives the folder of its runs."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("runs")
-        patch.setenv("ENERGYMT_RUNS", str(folder))
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_worker_niceness", "0")
-        runtime.start("local", num_cpus=4, object_store_memory=150_000_000)
-        yield folder
-        ray.shutdown()
+    """A Ray of a module alone; gives the folder of its runs."""
+    with clusters.wide_ray(tmp_path_factory.mktemp("runs")) as runs:
+        yield runs

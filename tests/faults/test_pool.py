@@ -18,7 +18,7 @@ from energymt.models.estimator import QualityEstimator
 from energymt.pool.settings import PoolConfig
 from energymt.records import SoftTarget, Source
 from tests import estimators
-from tests.faults.conftest import ROOT
+from tests.clusters import ROOT
 from tests.faults.pool_estimators import brake
 
 pytestmark = pytest.mark.faults

@@ -17,9 +17,8 @@ import yaml
 from energymt import runs
 from energymt.configuration import TrainingConfig, validate
 from energymt.pool import ground
-from energymt.pool.settings import PoolConfig
 from energymt.tracking import NullTracker
-from tests import toy
+from tests import clusters, toy
 from tests.faults import dying_qe_ebm
 from tests.faults.conftest import same
 from tests.terminal import begin
@@ -40,15 +39,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pools(cluster: Path, world: Path) -> Iterator[None]:
-    """`default` is static and has two replicas; the one of `school` learns: two would add up in another order."""
-    from energymt.pool import lifecycle
-
-    shared: dict[str, Any] = {"estimator": str(world / "estimator"), "cpus": 0.25, "ping_seconds": 0.5}
-    lifecycle.up("default", PoolConfig(**shared, replicas=2), wait=240.0)
-    lifecycle.up("school", PoolConfig(**shared, learns="head"), wait=240.0)
-    yield
-    for name in ("default", "school"):
-        lifecycle.down(name)
+    """`default` and `school`."""
+    with clusters.two_pools(world):
+        yield
 
 
 def config(kind: str, world: Path, **changes: Any) -> TrainingConfig:

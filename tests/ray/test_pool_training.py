@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,12 +13,10 @@ from energymt.cluster import runtime
 from energymt.configuration import TrainingConfig
 from energymt.errors import ConfigurationError
 from energymt.pool import ground
-from energymt.pool.settings import PoolConfig
 from energymt.tracking import NullTracker
-from tests import toy
+from tests import clusters, toy
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).resolve().parents[2]
 DYNAMIC = {"learns": "head", "form": "ranking", "sentences": 4, "rate": 0.002}
 
 
@@ -30,30 +27,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wide_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Ray of this module that counts four CPUs: pool and workers live in it together. The folder of its runs."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("runs")
-        patch.setenv("ENERGYMT_RUNS", str(folder))
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_worker_niceness", "0")
-        runtime.start("local", num_cpus=4, object_store_memory=150_000_000)
-        yield folder
-        ray.shutdown()
+    """A Ray of this module; gives the folder of its runs."""
+    with clusters.wide_ray(tmp_path_factory.mktemp("runs")) as runs:
+        yield runs
 
 
 @pytest.fixture(scope="module")
 def pools(wide_ray: Path, world: Path) -> Iterator[None]:
-    """`default` is static and has two replicas; `school` learns its head."""
-    from energymt.pool import lifecycle
-
-    shared: dict[str, Any] = {"estimator": str(world / "estimator"), "cpus": 0.25, "ping_seconds": 0.5}
-    lifecycle.up("default", PoolConfig(**shared, replicas=2), wait=240.0)
-    lifecycle.up("school", PoolConfig(**shared, learns="head"), wait=240.0)
-    yield
-    for name in ("default", "school"):
-        lifecycle.down(name)
+    """`default` and `school`."""
+    with clusters.two_pools(world):
+        yield
 
 
 def trained(name: str, config: TrainingConfig, folder: Path, workers: int = 0) -> dict[str, torch.Tensor]:

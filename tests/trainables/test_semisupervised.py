@@ -272,3 +272,10 @@ def test_a_micro_batch_leaves_room_for_samples_that_are_longer_than_their_source
     sizes = {len(micro) for _ in range(4) for micro in next(batches).unlabelled}
     width = max(7, *(len(ids) for ids in trainable.text.train.source_ids))
     assert max(sizes) * 2 * 7 <= 56 < max(sizes) * 2 * 2 * width
+
+
+def test_a_target_file_beside_unlabelled_text_is_not_read(folder: Path, tmp_path: Path) -> None:
+    lines = [line.split("\t")[0] for line in (folder / "train.tsv").read_text("utf-8").splitlines()[1:]]
+    (tmp_path / "text.de").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    trainable = made("static", folder, unlabelled={"path": str(tmp_path / "text.de"), "target_path": "nowhere"})
+    assert len(seen(trainable)) > 1
