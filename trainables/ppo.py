@@ -23,6 +23,7 @@ from energymt.decoding.sampling import sample_log_probs
 from energymt.policy import clipped_surrogate, generalised_advantages, group_advantage, kl_estimate, value_loss
 from energymt.records import Batch, Mixture, Step, StepBatch, Term
 from energymt.semisupervised import Drawn, SemiSupervised, SemiSupervisedConfig
+from energymt.teacher_forcing import dense_if_small, teacher_forced
 
 
 class Config(SemiSupervisedConfig):
@@ -99,7 +100,7 @@ class Ppo(SemiSupervised):
         rows_R = drawn.samples.rows_R
         begun = self.energy.begin_text(batch.source.select(rows_R), drawn.ids_RT, drawn.mask_RT)
         memory = self.start.encode(batch.source).select(rows_R)
-        logits_RUV = self.start.decode(memory, drawn.ids_RT, drawn.mask_RT)
+        logits_RUV = teacher_forced(self.start, memory, drawn.ids_RT, drawn.mask_RT)
         start_logp_RU, _ = sample_log_probs(self.start, logits_RUV, drawn.samples)
         energy_R, scored_R = self.wait(begun)
         return Rollout(drawn, -energy_R, scored_R, start_logp_RU)
@@ -110,7 +111,7 @@ class Ppo(SemiSupervised):
         with without_dropout(self.model):
             memory = self.model.encode(batch.source).select(samples.rows_R)
             projection = self.model.decode_projection(memory, samples.ids_RT, samples.mask_RT)
-        logp_RU, mask_RU = sample_log_probs(self.model, projection.logits(), samples)
+        logp_RU, mask_RU = sample_log_probs(self.model, dense_if_small(projection), samples)
         if rollout.old_logp_RU is None:  # the translator that drew them, in the precision of a training step
             rollout = replace(rollout, old_logp_RU=logp_RU.detach())
         assert rollout.old_logp_RU is not None

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from energymt.configuration import Section
@@ -27,8 +27,7 @@ from energymt.models import Memory
 from energymt.models.learning import Learns, LessonOptions
 from energymt.records import Batch, Mixture, Pending, Prediction, Projection, Step, StepBatch, Term
 from energymt.semisupervised import Drawn, SemiSupervised, SemiSupervisedConfig
-
-LARGE = 16_384  # tokens of a vocabulary above which logits [R, T, V] are not made
+from energymt.teacher_forcing import teacher_forced
 
 
 class DynamicConfig(Section):
@@ -92,14 +91,12 @@ class QeEbm(SemiSupervised):
     def prediction(self, memory: Memory, drawn: Drawn) -> Prediction:
         """What the translator says at each position of its samples, special tokens left out."""
         hard_RT = drawn.ids_RT if self.options.straight_through == "sampled" else None
-        if self.text.vocabulary.size <= LARGE:
-            logits_RTV = self.model.decode(memory, drawn.ids_RT, drawn.mask_RT)[:, :-1]
-            logits_RTV = possible(self.model, logits_RTV, end=False)
-            return Prediction(logits_RTV, drawn.mask_RT, hard_RT, drawn.noise)
-        whole = self.model.decode_projection(memory, drawn.ids_RT, drawn.mask_RT)
-        bias_V = torch.zeros_like(whole.matrix_VH[:, 0]) if whole.bias_V is None else whole.bias_V
-        projection = Projection(whole.hidden_BTH[:, :-1], whole.matrix_VH, possible(self.model, bias_V, end=False))
-        return Prediction(None, drawn.mask_RT, hard_RT, drawn.noise, projection)
+        said = teacher_forced(self.model, memory, drawn.ids_RT, drawn.mask_RT)
+        if isinstance(said, Projection):
+            projection = possible(self.model, replace(said, hidden_BTH=said.hidden_BTH[:, :-1]), end=False)
+            return Prediction(None, drawn.mask_RT, hard_RT, drawn.noise, projection)
+        logits_RTV = possible(self.model, said[:, :-1], end=False)
+        return Prediction(logits_RTV, drawn.mask_RT, hard_RT, drawn.noise)
 
     def teach(self, batch: StepBatch, dynamic: DynamicConfig) -> dict[str, float]:
         """One step of the estimator, from gold and samples of some of the labelled pairs; what to log."""

@@ -23,6 +23,7 @@ from energymt.folders import write_atomically
 from energymt.policy import leave_one_out, reinforce_loss
 from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
 from energymt.semisupervised import SemiSupervised, SemiSupervisedConfig
+from energymt.teacher_forcing import teacher_forced
 
 BASELINE_FILE = "baseline.json"
 
@@ -75,7 +76,7 @@ class Reinforce(SemiSupervised):
         begun = self.energy.begin_text(batch.source.select(rows_R), drawn.ids_RT, drawn.mask_RT)
         with without_dropout(self.model):
             memory = self.model.encode(batch.source).select(rows_R)
-            logits_RUV = self.model.decode(memory, drawn.ids_RT, drawn.mask_RT)
+            logits_RUV = teacher_forced(self.model, memory, drawn.ids_RT, drawn.mask_RT)
         logp_RU, mask_RU = sample_log_probs(self.model, logits_RUV, drawn.samples)
 
         def terms() -> list[Term]:

@@ -18,6 +18,7 @@ from energymt.losses import cross_entropy, with_end
 from energymt.models import AutoregressiveModel
 from energymt.preparation import open_model, prepare_text
 from energymt.records import Batch, Step, StepBatch, Term
+from energymt.teacher_forcing import teacher_forced
 
 
 class Config(TrainingConfig):
@@ -55,7 +56,8 @@ class Supervised:
 
     def losses(self, batch: Batch) -> list[Term]:
         """The label-smoothed cross-entropy of a micro-batch."""
-        logits_BUV = self.model.decode(self.model.encode(batch.source), batch.target_BT, batch.target_mask_BT)
+        memory = self.model.encode(batch.source)
+        logits_BUV = teacher_forced(self.model, memory, batch.target_BT, batch.target_mask_BT)
         target_BU, mask_BU = with_end(batch.target_BT, batch.target_mask_BT, self.text.vocabulary.eos_id)
         return [
             Term(

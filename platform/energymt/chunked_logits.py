@@ -80,7 +80,8 @@ def product_type(weight: Tensor) -> torch.dtype:
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, of two matrices."""
-    if left.dtype == torch.float32 and left.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    onednn = left.dtype == torch.float32 and left.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if onednn and left.numel() > 0:
         # oneDNN, a part of torch. For fp32 `@` is MKL, which does not use AVX-512 on AMD: measured, twice as slow.
         return torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
     return left @ right
@@ -96,6 +97,24 @@ def argmax(logits: ChunkedLogits) -> Tensor:
         _find(ids_N, seen_NC, higher_N1 > top_N1, columns.start)
         top_N1 = higher_N1
     return ids_N
+
+
+def pick(logits: ChunkedLogits, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ exp z, and the logit of one token a position, [N, 1] each."""
+    norms, picked_N1 = [], logits.lowest()
+    for columns in logits.chunks():
+        seen_NC = logits.seen(columns)
+        norms.append(seen_NC.logsumexp(-1))
+        here_N1, place_N1 = places(columns, ids_N)
+        picked_N1 = torch.where(here_N1, seen_NC.gather(1, place_N1), picked_N1)
+    return torch.stack(norms, -1).logsumexp(-1, keepdim=True), picked_N1
+
+
+def places(columns: slice, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the token of a position is in a chunk, and its column there (else some column), [N, 1] each."""
+    ids_N1 = ids_N.unsqueeze(1)
+    here_N1 = (ids_N1 >= columns.start) & (ids_N1 < columns.stop)
+    return here_N1, (ids_N1 - columns.start).masked_fill(~here_N1, 0)
 
 
 def _find(ids_N: Tensor, seen_NC: Tensor, rises_N1: Tensor, start: int) -> None:

@@ -16,7 +16,8 @@ from energymt.models import AutoregressiveModel
 from energymt.models.learning import Lesson
 from energymt.noise import Noise
 from energymt.policy import token_log_probs
-from energymt.records import Batch, Source, StepBatch
+from energymt.records import Batch, Source, StepBatch, text_of
+from energymt.teacher_forcing import teacher_forced
 
 LESSON_STREAM = 4  # of the noise
 
@@ -62,7 +63,7 @@ def make_lesson(
             texts += [words[place], *(words[row] for row in others)]
             means += [mean_R[place], *(mean_R[row] for row in others)]
             sizes.append(1 + len(others))
-        source = bridge.source(batch.source)
+        source = bridge.source(text_of(batch.source))
         sources += [ids[kept].tolist() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
     ids_CT, mask_CT = bridge.split(texts)
     lesson_source = Source(*pad(sources, bridge.estimator.pad_id))
@@ -98,7 +99,8 @@ def _candidates(
     ids += [row[kept].tolist() for row, kept in zip(drawn.ids_RT, drawn.mask_RT, strict=True)]
     ids_RT, mask_RT = (part.to(rows_R.device) for part in pad(ids, model.vocabulary.pad_id))
     with inference(model):
-        logits_RUV = possible(model, model.decode(model.encode(batch.source).select(rows_R), ids_RT, mask_RT))
+        memory = model.encode(batch.source).select(rows_R)
+        logits_RUV = possible(model, teacher_forced(model, memory, ids_RT, mask_RT))
         target_RU, mask_RU = with_end(ids_RT, mask_RT, model.vocabulary.eos_id)
         ended_R = torch.cat([torch.ones_like(places, dtype=torch.bool), drawn.ended_R])
         mask_RU = mask_RU.scatter(1, mask_RT.sum(1, keepdim=True), ended_R[:, None])

@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from energymt.projected_log_probs import log_probs_projected
+from energymt.records import Projection
 
-def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, mask_BT: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Σ over masked positions of the label-smoothed −log p, in nats.
+
+def cross_entropy(
+    logits_BTV: Tensor | Projection, targets_BT: Tensor, mask_BT: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """Σ over masked positions of the label-smoothed −log p, in nats, of logits or of what they are made from.
 
     The smoothing mass is spread evenly over the tokens that can stand (those whose logit is not -inf).
     """
+    if isinstance(logits_BTV, Projection):
+        return -log_probs_projected(logits_BTV, targets_BT, mask_BT, smoothing).sum()
     logits = logits_BTV[mask_BT]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logp = logits.log_softmax(-1)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from energymt.operators import exact_type, log_norm, row_blocks, seen_by
+from energymt.projected_log_probs import log_probs_projected
+from energymt.records import Projection
 
 FAR = 20.0
 """Nats of a log-ratio from which its exponential goes on as a straight line: finite, and with a gradient."""
@@ -26,11 +28,14 @@ EQUAL = 1e-5
 """Relative spread of rewards below which they are equal: one sentence in two rows of a batch differs by as much."""
 
 
-def token_log_probs(logits_RUV: Tensor, target_RU: Tensor, mask_RU: Tensor) -> Tensor:
+def token_log_probs(logits_RUV: Tensor | Projection, target_RU: Tensor, mask_RU: Tensor) -> Tensor:
     """log p(y_u | y_<u, x) of each token, [R, U] in nats, 0 on padding; at least fp32.
 
-    Besides the logits nothing of their size is stored, and the backward pass makes their gradient alone.
+    Besides the logits nothing of their size is stored, and the backward pass makes their gradient alone. From a
+    projection nothing of their size is made at all.
     """
+    if isinstance(logits_RUV, Projection):
+        return log_probs_projected(logits_RUV, target_RU, mask_RU)
     target_RU = target_RU.masked_fill(~mask_RU, 0)
     return _TokenLogProbs.apply(logits_RUV, target_RU, mask_RU)  # type: ignore[no-untyped-call]
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from energymt.decoding.sampling import SAMPLE_STREAM, Samples, possible, sample, sample_log_probs
+from energymt import operators, teacher_forcing
+from energymt.decoding.sampling import SAMPLE_STREAM, Samples, candidates, possible, sample, sample_log_probs
 from energymt.errors import ConfigurationError, DivergenceError
 from energymt.models import AutoregressiveModel
 from energymt.noise import Noise
-from energymt.records import Source
+from energymt.records import Projection, Source
+from energymt.teacher_forcing import teacher_forced
 from tests import tiny as families
 
 Outcome = tuple[tuple[int, ...], bool]
@@ -143,6 +145,17 @@ def test_a_model_in_training_samples_without_dropout_and_goes_on_training() -> N
     assert model.training and all(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.7, "temperature": 1.5}])
+def test_rows_that_are_drawn_apart_are_the_same(
+    options: dict[str, float], model, batch, sentences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, noise = batch(sentences(4)), noise_of([0, 1, 2, 3])
+    together = sample(model, source, noise, 3, max_length=12, **options)
+    monkeypatch.setitem(operators.BLOCK, "cpu", 2 * model.vocabulary.size)
+    apart = sample(model, source, noise, 3, max_length=12, **options)
+    assert torch.equal(apart.ids_RT, together.ids_RT) and torch.equal(apart.ended_R, together.ended_R)
+
+
 # ------------------------------------------------------------------------------------------------------------- lengths
 
 
@@ -222,6 +235,25 @@ def test_log_probabilities_are_those_of_the_distribution(tiny, batch) -> None:
     assert max(float(gradient.abs().max()) for gradient in gradients) > 0
 
 
+def test_log_probabilities_are_the_same_without_logits(
+    model, batch, sentences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = batch(sentences(3))
+    drawn = sample(model, source, noise_of([0, 1, 2]), 2, max_length=5)
+    memory = model.encode(source).select(drawn.rows_R)
+    parts = (model, memory, drawn.ids_RT, drawn.mask_RT)
+    dense_RU, _ = sample_log_probs(model, teacher_forced(*parts), drawn)
+    ranked = candidates(model, source, 3, max_length=5)
+    monkeypatch.setattr(teacher_forcing, "LARGE", 0)
+    projection = teacher_forced(*parts)
+    assert isinstance(projection, Projection)
+    found_RU, _ = sample_log_probs(model, projection, drawn)
+    torch.testing.assert_close(found_RU, dense_RU, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(candidates(model, source, 3, max_length=5), ranked, strict=True):
+        assert [hypothesis.ids for hypothesis in ours] == [hypothesis.ids for hypothesis in theirs]
+        assert [hypothesis.total for hypothesis in ours] == pytest.approx([other.total for other in theirs], rel=1e-5)
+
+
 def test_special_tokens_have_no_share_of_the_probability(recurrent, batch, sentences) -> None:
     source = batch(sentences(3))
     drawn = sample(recurrent, source, noise_of([0, 1, 2]), 4, max_length=6)
@@ -276,3 +308,13 @@ def test_special_and_end_tokens_are_forbidden_and_nothing_else_changes(recurrent
     assert possible(model, bias_V, end=False).isinf().nonzero().flatten().tolist() == never
     assert not bias_V.any()
     assert possible(model, bias_V).isinf().nonzero().flatten().tolist() == [n for n in never if n != words.eos_id]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_of_a_projection_the_bias_forbids(biased: bool, recurrent) -> None:
+    size = recurrent.vocabulary.size
+    bias_V = torch.randn(size) if biased else None
+    projection = Projection(torch.randn(2, 3, 4), torch.randn(size, 4), bias_V)
+    found = possible(recurrent, projection, end=False).logits()
+    torch.testing.assert_close(found, possible(recurrent, projection.logits(), end=False))
+    assert projection.bias_V is bias_V

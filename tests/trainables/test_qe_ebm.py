@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from energymt import teacher_forcing
 from energymt.data.batching import collate
 from energymt.decoding.sampling import SAMPLE_STREAM, sample
 from energymt.errors import ConfigurationError
@@ -97,7 +98,7 @@ def test_without_dense_logits_the_gradient_is_the_same(
     batch = collate(trainable.text.train, range(SENTENCES))
     value, grads = energies(trainable, batch)
     drawn = trainable.draw(batch, STEP)
-    monkeypatch.setattr(qe_ebm, "LARGE", 0)
+    monkeypatch.setattr(teacher_forcing, "LARGE", 0)
     trainable.losses(batch, STEP)  # a translator compares `decode_projection` with `decode` once
     monkeypatch.setattr(trainable.model, "decode", None)
     monkeypatch.setattr(trainable, "draw", lambda batch, step: drawn)  # which reads logits [R, V], a step at a time

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from energymt.errors import ConfigurationError, DivergenceError
 from energymt.losses import with_end
 from energymt.models.translator import AutoregressiveModel
 from energymt.noise import Noise
+from energymt.operators import row_blocks
 from energymt.policy import token_log_probs
-from energymt.records import Hypothesis, Source
+from energymt.records import Hypothesis, Input, Projection, Source
+from energymt.teacher_forcing import teacher_forced
 
 SAMPLE_STREAM = 3  # of the noise; 0 to 2 are those of the energies
 FINE = 1.0 / (1 << 24)  # of one draw; a second one fills in below it
@@ -45,7 +48,7 @@ class Samples:
 
 def sample(
     model: AutoregressiveModel,
-    source: Source,
+    source: Input,
     noise: Noise,
     count: int,
     *,
@@ -57,10 +60,11 @@ def sample(
 
     Args:
         model: the translator; used in eval mode.
-        source: B sentences.
+        source: B sentences, or recordings.
         noise: names what is drawn; its sentences are those of the batch. Take a stream of its own (`SAMPLE_STREAM`).
         count: K.
-        max_length: most tokens of a sample; None: twice the source's tokens and ten.
+        max_length: most tokens of a sample; None: twice the source's tokens and ten; of sound half its
+            states and ten.
         temperature: divides the logits.
         top_p: draw from the fewest tokens that have this probability together (nucleus); 1 draws from all.
 
@@ -73,10 +77,10 @@ def sample(
             f"Sampling takes at least one sample, a temperature above 0, top_p in (0, 1] and a greatest length of at "
             f"least one token; got {count}, {temperature:g}, {top_p:g} and {max_length}."
         )
-    words, device = model.vocabulary, source.ids_BS.device
+    words, device = model.vocabulary, source.mask_BS.device
     ids_R = (noise.sentence_ids_B[:, None] * count + torch.arange(count, device=device)).flatten()
     noise = replace(noise, sentence_ids_B=ids_R)
-    limit_B = 2 * (source.mask_BS.sum(1) - 1) + 10
+    limit_B = source.limits_B
     if max_length is not None:
         limit_B = torch.full_like(limit_B, max_length)
     if model.longest is not None:
@@ -89,7 +93,7 @@ def sample(
     with inference(model):
         state, logits_RV = model.start(model.encode(source).select(rows_R))
         for position in range(drawn_RT.shape[1]):
-            token_R = _draw(_probabilities(model, logits_RV, temperature, top_p), noise, position)
+            token_R = _draw(model, logits_RV, temperature, top_p, noise, position)
             is_end_R = token_R == words.eos_id
             ended_R[live[is_end_R]] = True
             on_R = ~is_end_R
@@ -108,8 +112,18 @@ def sample(
     return Samples(drawn_RT[:, :width], mask_RT, ended_R, count)
 
 
-def possible(model: AutoregressiveModel, logits: Tensor, *, end: bool = True) -> Tensor:
-    """Logits [..., V] with −inf for what stands in no translation: special tokens, and without `end` the end token."""
+@overload
+def possible(model: AutoregressiveModel, logits: Tensor, *, end: bool = True) -> Tensor: ...
+@overload
+def possible(model: AutoregressiveModel, logits: Projection, *, end: bool = True) -> Projection: ...
+def possible(model: AutoregressiveModel, logits: Tensor | Projection, *, end: bool = True) -> Tensor | Projection:
+    """Logits [..., V] with −inf for what stands in no translation: special tokens, and without `end` the end token.
+
+    Of a projection the bias says so.
+    """
+    if isinstance(logits, Projection):
+        bias_V = torch.zeros_like(logits.matrix_VH[:, 0]) if logits.bias_V is None else logits.bias_V
+        return replace(logits, bias_V=possible(model, bias_V, end=end))
     words = model.vocabulary
     never = {*words.never_ids, *(() if end else (words.eos_id,))}
     ids = torch.tensor(sorted(token for token in never if token < logits.shape[-1]), device=logits.device)
@@ -120,8 +134,6 @@ def _probabilities(model: AutoregressiveModel, logits_RV: Tensor, temperature: f
     """Of the next token, [R, V] in float64: what must not stand in a translation has none."""
     logits_RV = possible(model, logits_RV.double() / temperature)
     probs_RV = logits_RV.softmax(-1)
-    if not bool(probs_RV.isfinite().all()):
-        raise DivergenceError("The translator's probabilities are not numbers: its weights hold NaN or infinity.")
     if top_p < 1.0:
         ranked_RV, order_RV = probs_RV.sort(-1, descending=True)
         ranked_RV = ranked_RV.masked_fill(ranked_RV.cumsum(-1) - ranked_RV >= top_p, 0.0)
@@ -130,19 +142,29 @@ def _probabilities(model: AutoregressiveModel, logits_RV: Tensor, temperature: f
     return probs_RV
 
 
-def _draw(probs_RV: Tensor, noise: Noise, position: int) -> Tensor:
-    """One token a row, by the inverse of the cumulative distribution."""
+def _draw(
+    model: AutoregressiveModel, logits_RV: Tensor, temperature: float, top_p: float, noise: Noise, position: int
+) -> Tensor:
+    """One token a row, by the inverse of the cumulative distribution.
+
+    In float64, where 250,000 probabilities add up to 1 with room to spare for the smallest; so a few rows at a time.
+    """
     draw_R2 = noise.uniform(1, 0, 2, torch.float64, first=position)[:, 0]
     uniform_R1 = draw_R2[:, :1] - FINE / 2 + draw_R2[:, 1:] * FINE
-    cumulative_RV = probs_RV.cumsum(-1)
-    place_R1 = torch.searchsorted(cumulative_RV, uniform_R1 * cumulative_RV[:, -1:], right=True)
-    return place_R1.squeeze(1).clamp(max=probs_RV.shape[1] - 1)
+    places, totals = [], []
+    for rows in row_blocks(logits_RV.unsqueeze(1)):
+        cumulative_NV = _probabilities(model, logits_RV[rows], temperature, top_p).cumsum(-1)
+        totals.append(cumulative_NV[:, -1:])
+        places.append(torch.searchsorted(cumulative_NV, uniform_R1[rows] * totals[-1], right=True))
+    if not bool(torch.cat(totals).isfinite().all()):
+        raise DivergenceError("The translator's probabilities are not numbers: its weights hold NaN or infinity.")
+    return torch.cat(places).squeeze(1).clamp(max=logits_RV.shape[1] - 1)
 
 
 @torch.no_grad()
 def candidates(
     model: AutoregressiveModel,
-    source: Source,
+    source: Input,
     count: int,
     *,
     seed: int = 1,
@@ -153,29 +175,38 @@ def candidates(
 
     What is drawn depends on the seed and the sentence alone. Scores are those of `autoregressive.decode`.
     """
-    rows = [ids[kept].tolist() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
-    names_B = torch.tensor([zlib.crc32(np.array(row, dtype=np.int64).tobytes()) for row in rows])
-    noise = Noise(seed, 0, names_B.to(source.ids_BS.device), SAMPLE_STREAM)
+    noise = Noise(seed, 0, _names(source).to(source.mask_BS.device), SAMPLE_STREAM)
     drawn = sample(model, source, noise, count, max_length=max_length)
     with inference(model):
-        logits_RUV = model.decode(model.encode(source).select(drawn.rows_R), drawn.ids_RT, drawn.mask_RT)
+        logits_RUV = teacher_forced(model, model.encode(source).select(drawn.rows_R), drawn.ids_RT, drawn.mask_RT)
         target_RU, mask_RU = with_end(drawn.ids_RT, drawn.mask_RT, model.vocabulary.eos_id)
         total_R = token_log_probs(logits_RUV, target_RU, mask_RU).sum(1).tolist()
-    found: list[list[Hypothesis]] = [[] for _ in rows]
+    found: list[list[Hypothesis]] = [[] for _ in range(len(source))]
     for row, (ids, kept, total) in enumerate(zip(drawn.ids_RT, drawn.mask_RT, total_R, strict=True)):
         tokens = tuple(ids[kept].tolist())
         found[row // count].append(Hypothesis(tokens, total / (len(tokens) + 1) ** length_penalty, total))
     return [sorted(hypotheses, key=lambda item: -item.score) for hypotheses in found]
 
 
-def sample_log_probs(model: AutoregressiveModel, logits_RUV: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+def _names(source: Input) -> Tensor:
+    """A number for each sentence or recording, by what it holds alone."""
+    if isinstance(source, Source):
+        held = [ids[kept].numpy() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
+    else:
+        held = list(source.features_BMF.cpu().numpy())
+    return torch.tensor([zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in held])
+
+
+def sample_log_probs(
+    model: AutoregressiveModel, logits_RUV: Tensor | Projection, samples: Samples
+) -> tuple[Tensor, Tensor]:
     """log p of each token of the samples, [R, U] with the end token, and the mask of those that were drawn.
 
     Special tokens have no probability, as in `sample`; an end token that was put at the greatest length does not count.
 
     Args:
         model: that gave the logits.
-        logits_RUV: of `AutoregressiveModel.decode` for the samples.
+        logits_RUV: of `teacher_forced` for the samples.
         samples: drawn before.
     """
     target_RU, mask_RU = with_end(samples.ids_RT, samples.mask_RT, model.vocabulary.eos_id)

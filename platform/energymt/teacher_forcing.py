@@ -1,0 +1,31 @@
+"""What an autoregressive translator says of given sentences, as logits or, for a large vocabulary, as a projection.
+
+Here alone it is decided which. Both go into `losses.cross_entropy`, `policy.token_log_probs` and
+`decoding.sampling.possible`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from energymt.errors import ConfigurationError
+from energymt.models.translator import AutoregressiveModel, Memory
+from energymt.records import Projection
+
+LARGE = 16_384
+"""Tokens of a vocabulary above which logits [R, U, V] are not made."""
+
+
+def teacher_forced(model: AutoregressiveModel, memory: Memory, ids_RT: Tensor, mask_RT: Tensor) -> Tensor | Projection:
+    """Logits [R, U, V], or above LARGE tokens what they are made from. Ids hold neither start nor end token."""
+    if model.vocabulary.size > LARGE:
+        try:
+            return model.decode_projection(memory, ids_RT, mask_RT)
+        except ConfigurationError:
+            pass  # a network that makes its logits in a way of its own: it must make them
+    return model.decode(memory, ids_RT, mask_RT)
+
+
+def dense_if_small(projection: Projection) -> Tensor | Projection:
+    """The logits of a projection up to LARGE tokens, above it the projection: for those who need hidden states too."""
+    return projection if len(projection.matrix_VH) > LARGE else projection.logits()
