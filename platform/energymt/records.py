@@ -1,7 +1,7 @@
 """What flows between the rooms: frozen records, each field with its shape.
 
 Shape legend (see `energymt.__init__`): B sentences, S source tokens, T target tokens without the end token,
-V vocabulary, D width.
+V vocabulary, D width; of sound, M mel bins, F frames, and S encoder states.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from energymt.chunked_logits import ChunkedLogits, argmax, product_type
+from energymt.errors import ConfigurationError
 from energymt.operators import Noise
 
 
@@ -36,8 +37,65 @@ class Source:
         """Rows of this batch, in the order given and possibly repeated."""
         return Source(self.ids_BS[rows_R], self.mask_BS[rows_R])
 
+    @property
+    def limits_B(self) -> Tensor:
+        """Most tokens of a translation where nobody says how many: twice those of the source, and ten."""
+        return 2 * (self.mask_BS.sum(1) - 1) + 10
+
     def __len__(self) -> int:
         return self.ids_BS.shape[0]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A batch of recordings as log-mel features of a whole window, whatever part of it they fill."""
+
+    features_BMF: Tensor
+    mask_BS: Tensor  # bool, True on the encoder states that hold sound
+
+    def to(self, device: torch.device) -> Sound:
+        return Sound(self.features_BMF.to(device), self.mask_BS.to(device))
+
+    def select(self, rows_R: Tensor) -> Sound:
+        """Rows of this batch, in the order given and possibly repeated."""
+        return Sound(self.features_BMF[rows_R], self.mask_BS[rows_R])
+
+    @property
+    def limits_B(self) -> Tensor:
+        """Most tokens of a transcript where nobody says how many: one for two states, and ten.
+
+        Whisper has 50 states a second, and the fastest speech has about 25 letters.
+        """
+        return self.mask_BS.sum(1) // 2 + 10
+
+    def __len__(self) -> int:
+        return self.features_BMF.shape[0]
+
+
+Input = Source | Sound
+"""What an encoder is given: text or sound."""
+
+
+def text_of(source: Input) -> Source:
+    """The same, for what reads text alone.
+
+    Raises:
+        ConfigurationError: it is sound.
+    """
+    if isinstance(source, Sound):
+        raise ConfigurationError("This model reads text and was given recordings; take a model of speech.")
+    return source
+
+
+def sound_of(source: Input) -> Sound:
+    """The same, for what hears sound alone.
+
+    Raises:
+        ConfigurationError: it is text.
+    """
+    if isinstance(source, Source):
+        raise ConfigurationError("This model hears recordings and was given text; use `energymt transcribe`.")
+    return source
 
 
 @dataclass(frozen=True)
@@ -45,7 +103,7 @@ class Batch:
     """A micro-batch: sentence pairs that go through the networks together. Targets hold neither start nor end token."""
 
     sentence_ids_B: Tensor  # int64, the row in the corpus: it keys the noise
-    source: Source
+    source: Input
     target_BT: Tensor
     target_mask_BT: Tensor  # bool
 

@@ -10,6 +10,10 @@ The rooms of this floor:
     hub_pieces  a SentencePiece model as such a tokenizer, ids and all: what an estimator of the same pieces reads
     judgements  translations with a score each
     corruption  translations made worse on purpose
+    audio       recordings: audio files, and clips in an .npz
+    speech      recordings with transcripts -> log-mel features and ids; SpeechDataConfig -> SpeechCorpus
+    digits      strings of spoken digits in noise
+    whisper     a Whisper tokenizer as a vocabulary
     batching    Corpus -> ids -> optimizer steps, cut by tokens and by length
     pairing     labelled and unlabelled steps side by side
     selection   pairs that a quality estimator finds good

@@ -25,6 +25,36 @@ from energymt.records import Batch, Source, StepBatch
 MICRO_BATCHES_PER_POOL = 64
 
 
+class Encoded(Protocol):
+    """What a plan of steps needs to know of its pairs, text or sound, and how they become a batch."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row of each pair in its corpus."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Pairs of the corpus that were left out."""
+        ...
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        """Positions that each source takes in an encoder."""
+        ...
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each target, without the end token; all 0 where there are no targets."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """One padded batch of the pairs at these positions; its sentence ids are rows of the corpus."""
+        ...
+
+
 @dataclass(frozen=True)
 class EncodedCorpus:
     """The pairs of a corpus as ids; pairs that are too long are left out, and the others keep their row numbers."""
@@ -40,9 +70,23 @@ class EncodedCorpus:
     def __len__(self) -> int:
         return len(self.source_ids)
 
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each source, as an encoder reads it."""
+        return np.array([len(ids) for ids in self.source_ids], dtype=np.int64)
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each target."""
+        return np.array([len(ids) for ids in self.target_ids], dtype=np.int64)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """See `collate`."""
+        return collate(self, indices)
+
 
 def encode_corpus(corpus: Corpus, vocabulary: Vocabulary, max_source: int, max_target: int) -> EncodedCorpus:
-    """Encode every pair that has at most `max_source` and `max_target` tokens, the end token counted on both sides.
+    """Encode every pair that has at most `max_source` and `max_target` tokens, prefix and end tokens counted.
 
     Raises:
         ConfigurationError: if the text is segmented and the vocabulary is not made for it.
@@ -54,7 +98,7 @@ def encode_corpus(corpus: Corpus, vocabulary: Vocabulary, max_source: int, max_t
             f"train a vocabulary on segmented text, or drop `segmented`."
         )
     sources, targets, rows = [], [], []
-    for row, text in enumerate(corpus.source):
+    for row, text in enumerate(corpus.inputs):
         source = vocabulary.encode_source(text)
         target = vocabulary.encode(corpus.target[row]) if corpus.target is not None else []
         empty = len(source) < 2 or (corpus.target is not None and not target)
@@ -102,8 +146,12 @@ def collate(encoded: EncodedCorpus, indices: Sequence[int]) -> Batch:
 class Plan(Protocol):
     """What gives the batches of a run, from any step on."""
 
-    encoded: EncodedCorpus
     steps_per_epoch: int
+
+    @property
+    def encoded(self) -> Encoded:
+        """The labelled pairs."""
+        ...
 
     def iterate(self, start_step: int = 0, rank: int = 0, world: int = 1) -> Iterator[StepBatch]:
         """Steps without end from the global step `start_step` on, for worker `rank` of `world`."""
@@ -131,7 +179,7 @@ class StepPlan:
 
     def __init__(
         self,
-        encoded: EncodedCorpus,
+        encoded: Encoded,
         tokens_per_step: int,
         tokens_per_micro_batch: int,
         seed: int,
@@ -142,8 +190,7 @@ class StepPlan:
         self.tokens_per_step = tokens_per_step
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.seed = seed
-        sources = np.array([len(ids) for ids in encoded.source_ids], dtype=np.int64)
-        targets = np.array([len(ids) for ids in encoded.target_ids], dtype=np.int64)
+        sources, targets = encoded.source_lengths, encoded.target_lengths
         self._tokens = targets + 1 if targets.any() else sources
         self._widths = np.maximum(np.maximum(sources, self._tokens), least_width)
         # No micro-batch has more tokens than an average step, so that each step gets one at least.
@@ -174,7 +221,7 @@ class StepPlan:
         while True:
             for micro_batches in self.epoch(number)[skipped:]:
                 share = micro_batches[rank::world]
-                batches = tuple(collate(self.encoded, chosen) for chosen in share)
+                batches = tuple(self.encoded.batch(chosen) for chosen in share)
                 everyone = tuple(self.encoded.rows[[i for chosen in micro_batches for i in chosen]].tolist())
                 yield StepBatch(step, number, batches, rank=rank, world=world, sentence_ids=everyone)
                 step += 1

@@ -14,7 +14,7 @@ Axes of this room: V tokens of the translator; E rows of the estimator's table; 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Bridge:
         translator: a SentencePiece vocabulary, or that of a Hugging Face model. Segmented tokens with a mark at the
             *end* of a piece ("Wies@@ e") do not say whether they open a word, and are taken to.
         estimator: that of a fast XLM-R tokenizer.
+        prefixes: task prefixes that sources may have (`Corpus.prefixes`), which the estimator does not read.
 
     Raises:
         ConfigurationError: a vocabulary whose pieces do not say where a word starts, or another estimator's tokenizer.
@@ -58,8 +59,12 @@ class Bridge:
     identical: bool
     """Whether every token that a translation may hold is a row of the estimator's: ids map to ids."""
 
-    def __init__(self, translator: Vocabulary, estimator: Vocabulary) -> None:
+    def __init__(self, translator: Vocabulary, estimator: Vocabulary, prefixes: Iterable[str] = ()) -> None:
         self.translator, self.estimator = translator, estimator
+        self._own_prefix = translator.decode(translator.encode_source(""))
+        self._prefixes: list[str] = []
+        # As they come back from the translator's pieces; the longest first, for one may begin another.
+        self._prefixes = sorted((self._said(translator.encode_source(p)) for p in prefixes), key=len, reverse=True)
         self._tokenizer = _fast_tokenizer(estimator)
         names = written(translator)
         pieces = {name: row for row, name in enumerate(written(estimator)) if name is not None}
@@ -111,16 +116,18 @@ class Bridge:
     def source(self, source: Source) -> Source:
         """The same sentences as the estimator reads their text, start and end tokens included.
 
-        What the translator's vocabulary puts before every source (a task prefix) is left out; what it lost (unknown
-        characters) stays lost.
+        Task prefixes, the vocabulary's own and those of the text, are left out; what the translator's vocabulary lost
+        (unknown characters) stays lost.
         """
-        words = self.translator
-        prefix = words.decode(words.encode_source(""))
         rows = [ids[kept].tolist() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
-        texts = [words.decode(row).removeprefix(prefix).strip() for row in rows]
+        texts = [self._said(row) for row in rows]
         # Long texts are no reason to warn: the estimator cuts them.
         encoded = self._tokenizer(texts, verbose=False).input_ids
         return Source(*pad(encoded, self.estimator.pad_id)).to(source.ids_BS.device)
+
+    def _said(self, row: list[int]) -> str:
+        text = self.translator.decode(row).removeprefix(self._own_prefix).strip()
+        return text.removeprefix(next(filter(text.startswith, self._prefixes), "")).strip()
 
     def target(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The text of translations as the estimator splits it, without special tokens: ids and mask [B, T']."""

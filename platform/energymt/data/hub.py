@@ -18,6 +18,25 @@ from energymt.data.vocabulary import Vocabulary
 from energymt.errors import ConfigurationError, StorageError
 
 
+def open_tokenizer(address: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, or with a Hugging Face id.
+
+    Raises:
+        StorageError: if there is no tokenizer, or it cannot be read.
+    """
+    try:
+        for file in Path(address).glob("*token*.json"):  # the tokenizers library raises a bare Exception for these
+            json.loads(file.read_text(encoding="utf-8"))
+        return AutoTokenizer.from_pretrained(str(address))
+    # A tokenizer written by a newer major version fails with whatever its first unknown value brings about.
+    except (OSError, RuntimeError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise StorageError(
+            f"{address} holds no tokenizer that transformers {transformers.__version__} can read ({reason}); "
+            f"check the address, or use the version that wrote it."
+        ) from None
+
+
 class HubVocabulary(Vocabulary):
     """The tokens of a Hugging Face encoder-decoder model.
 
@@ -71,18 +90,7 @@ class HubVocabulary(Vocabulary):
         Raises:
             StorageError: if there is no tokenizer, or it cannot be read.
         """
-        try:
-            for file in Path(address).glob("*token*.json"):  # the tokenizers library raises a bare Exception for these
-                json.loads(file.read_text(encoding="utf-8"))
-            tokenizer = AutoTokenizer.from_pretrained(str(address))
-        # A tokenizer written by a newer major version fails with whatever its first unknown value brings about.
-        except (OSError, RuntimeError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise StorageError(
-                f"{address} holds no tokenizer that transformers {transformers.__version__} can read ({reason}); "
-                f"check the address, or use the version that wrote it."
-            ) from None
-        return HubVocabulary(tokenizer, **options)
+        return HubVocabulary(open_tokenizer(address), **options)
 
     @property
     def target_code(self) -> int | None:

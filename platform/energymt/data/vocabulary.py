@@ -42,6 +42,8 @@ class Vocabulary(ABC):
     """Stands for a token not yet chosen; `size` where the vocabulary itself has no such token."""
     never_ids: tuple[int, ...]
     """No translation may hold them: padding, start, mask and control tokens. End and unknown tokens are left out."""
+    never_first_ids: tuple[int, ...] = ()
+    """No search begins a translation with them; the end token may be among them."""
 
     @property
     def input_size(self) -> int:
@@ -261,6 +263,10 @@ def _read(kind: str, folder: Path, description: dict[str, Any]) -> Vocabulary:
         from energymt.data.hub import HubVocabulary  # transformers takes seconds to import
 
         return HubVocabulary.load(folder, description)
+    if kind == "whisper":
+        from energymt.data.whisper import WhisperVocabulary
+
+        return WhisperVocabulary.load(folder, description)
     raise StorageError(f"{folder / VOCABULARY_FILE} names the kind {kind!r}, which this version does not know.")
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from energymt.decoding.inference import inference
 from energymt.errors import ConfigurationError, DivergenceError
 from energymt.models.translator import AutoregressiveModel, Memory
-from energymt.records import Hypothesis, Source
+from energymt.records import Hypothesis, Input
 
 NOTHING = float("-inf")
 
 
 def decode(
     model: AutoregressiveModel,
-    source: Source,
+    source: Input,
     *,
     beam: int = 1,
     max_length: int | Sequence[int] | None = None,
@@ -40,10 +40,10 @@ def decode(
 
     Args:
         model: the translator; used in eval mode.
-        source: B sentences.
+        source: B sentences, or recordings.
         beam: running hypotheses a sentence (K). One is greedy search: the first end token ends the sentence.
         max_length: most tokens of a translation, without the end token, for all or for each sentence;
-            None: twice the source's tokens and ten.
+            None: twice the source's tokens and ten; of sound half its states and ten.
         length_penalty: exponent of the length in the score, at least 0. 0 ranks by total, 1 by mean log-probability.
         n_best: hypotheses to return a sentence, at most `beam`.
         patience: at least 1. A sentence is done when K · patience of its hypotheses have ended; 1 is the usual rule.
@@ -72,10 +72,10 @@ def decode(
     return found
 
 
-def _limits(model: AutoregressiveModel, source: Source, max_length: int | Sequence[int] | None) -> list[int]:
+def _limits(model: AutoregressiveModel, source: Input, max_length: int | Sequence[int] | None) -> list[int]:
     """The most tokens of each translation."""
     if max_length is None:
-        limits = [2 * (tokens - 1) + 10 for tokens in source.mask_BS.sum(1).tolist()]
+        limits = source.limits_B.tolist()
     elif isinstance(max_length, int):
         limits = [max_length] * len(source)
     else:
@@ -87,14 +87,16 @@ def _limits(model: AutoregressiveModel, source: Source, max_length: int | Sequen
     return [min(limit, model.longest) for limit in limits]
 
 
-def _log_probabilities(model: AutoregressiveModel, logits_RV: Tensor, full: list[int]) -> Tensor:
+def _log_probabilities(model: AutoregressiveModel, logits_RV: Tensor, full: list[int], length: int) -> Tensor:
     """log p of the next token, -inf for what must not come next; the rows `full` can only end."""
     # Forbidden tokens are not renormalised away: the total stays the model's own log-probability.
     logp_RV = logits_RV.float().log_softmax(-1)
     logp_RV[:, [token for token in model.vocabulary.never_ids if token < logp_RV.shape[1]]] = NOTHING
+    end_id = model.vocabulary.eos_id
+    ends = logp_RV[full, end_id]
+    if length == 0:
+        logp_RV[:, list(model.vocabulary.never_first_ids)] = NOTHING
     if full:
-        end_id = model.vocabulary.eos_id
-        ends = logp_RV[full, end_id]
         logp_RV[full] = NOTHING
         logp_RV[full, end_id] = ends
     return logp_RV
@@ -108,7 +110,7 @@ def _greedy(model: AutoregressiveModel, memory: Memory, limits: list[int], lengt
     state, logits_RV = model.start(memory)
     for length in count():
         full = [row for row, sentence in enumerate(live) if limits[sentence] == length]
-        logp_R, next_R = _log_probabilities(model, logits_RV, full).max(-1)
+        logp_R, next_R = _log_probabilities(model, logits_RV, full, length).max(-1)
         kept = []
         for row, (sentence, logp, token) in enumerate(zip(live, logp_R.tolist(), next_R.tolist(), strict=True)):
             totals[sentence] += logp
@@ -144,7 +146,7 @@ def _beam(
     for length in count():
         sentences, J = total_BJ.shape
         full = [b * J + j for b, sentence in enumerate(live) if limits[sentence] == length for j in range(J)]
-        logp_RV = _log_probabilities(model, logits_RV, full)
+        logp_RV = _log_probabilities(model, logits_RV, full, length)
         V = logp_RV.shape[1]
         # 2 K candidates: at most J <= K of them end, so K that go on are among them.
         total_BJV = logp_RV.view(sentences, J, V).add_(total_BJ.unsqueeze(2))
