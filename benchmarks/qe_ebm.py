@@ -1,11 +1,15 @@
 """The QE-EBM table of docs/results.md, from the models that examples/qe_ebm/run.sh has trained.
 
     python -m benchmarks.qe_ebm [--rows 200] [--seeds 1 2 3]
+    python -m benchmarks.qe_ebm --variants --seeds 1          (models of examples/qe_ebm/variants.sh)
+    python -m benchmarks.qe_ebm --pair en-mn --seeds 1        (models of examples/qe_ebm/en-mn/run.sh)
 
 Reads $ENERGYMT_RUNS/qe_ebm/METHOD-SEED and $ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz; greedy translations, scored
-by references, by the estimator that trained (quality) and by one that did not (judge). Intervals: 95 %, bootstrap over
-sentences, ends averaged over the seeds; differences to `supervised` are paired, seed by seed. The spread of g_U is that
-of the unlabelled gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
+by references, by the estimator that trained (quality) and by one that did not (judge). The variant that was trained by
+the other estimator is scored by the same two: there, `judge` is the one that trained. Intervals: 95 %, bootstrap over
+sentences, ends averaged over the seeds; differences to `supervised` (among the variants to QE-STATIC, of a pair to its
+start) are paired, seed by seed, or all to the one seed that there is. The spread of g_U is that of the unlabelled
+gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
 """
 
 from __future__ import annotations
@@ -30,7 +34,6 @@ from energymt.models import AutoregressiveModel, load_translator
 from energymt.quality import open_judge
 from energymt.storage import runs_root
 
-ROOT = runs_root() / "qe_ebm"
 METHODS = {
     "start": "supervised start",
     "supervised": "supervised, trained on",
@@ -39,7 +42,41 @@ METHODS = {
     "static": "QE-STATIC",
     "dynamic": "QE-DYNAMIC",
 }
+VARIANTS = {
+    "start": "supervised start",
+    "variant-static": "QE-STATIC, 300 steps",
+    "variant-filter": "better half of the pairs",
+    "variant-neighbours": "nearest neighbours",
+    "variant-labelled-sources": "labelled sources alone",
+    "variant-share-0.05": "5 % labelled",
+    "variant-share-1.0": "100 % labelled",
+    "variant-regression": "trained by the judge",
+}
 SIGNS = ("length_ratio_50", "short", "repeated", "duplicates", "known_tokens")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is compared, and on what."""
+
+    root: Path  # of the runs METHOD-SEED
+    methods: dict[str, str]  # name -> label
+    against: str  # the method of the differences
+    estimator: str  # name below runs/estimators; its judge is NAME-judge
+    test: DataConfig
+
+
+def tables(data: str, rows: int | None) -> dict[str, Table]:
+    """All that can be printed."""
+    path, root = f"{data}/multi30k/test_2016_flickr.tsv.gz", runs_root() / "qe_ebm"
+    captions = DataConfig(path=path, source="de", target="en", rows=rows)
+    news = DataConfig(path=f"{data}/flores200/devtest.tsv.gz", source="en", target="mn", rows=rows)
+    pair = {name: METHODS[name] for name in ("start", "static")}
+    return {
+        "methods": Table(root, METHODS, "supervised", "multi30k", captions),
+        "variants": Table(root, VARIANTS, "variant-static", "multi30k", captions),
+        "en-mn": Table(runs_root() / "en-mn", pair, "start", "en-mn", news),
+    }
 
 
 @dataclass(frozen=True)
@@ -84,13 +121,13 @@ def training(folders: list[Path], target: float) -> str:
     return f"{' / '.join(steps)} | {spread} | {statistics.mean(seconds):.2f} | {100 * statistics.mean(waits):.1f}"
 
 
-def table(methods: dict[str, str], seeds: list[int], test: Corpus, judges: dict[str, str]) -> dict[str, list[Outcome]]:
+def print_scores(what: Table, seeds: list[int], test: Corpus, judges: dict[str, str]) -> dict[str, list[Outcome]]:
     """Print scores; returns the outcomes."""
     print("| method | BLEU | chrF | quality | judge | " + " | ".join(SIGNS) + " |")
     print("| --- " * (5 + len(SIGNS)) + "|")
     found: dict[str, list[Outcome]] = {}
-    for method, label in methods.items():
-        folders = [ROOT / f"{method}-{seed}" / "model" for seed in seeds]
+    for method, label in what.methods.items():
+        folders = [what.root / f"{method}-{seed}" / "model" for seed in seeds]
         there = [folder for folder in folders if folder.is_dir()]
         if not there:
             print(f"| {label} | not trained: {folders[0]} is missing |")
@@ -111,24 +148,25 @@ def table(methods: dict[str, str], seeds: list[int], test: Corpus, judges: dict[
     return found
 
 
-def differences(found: dict[str, list[Outcome]], against: str, judges: dict[str, str]) -> None:
-    """Print paired differences, seed by seed."""
-    if against not in found:
+def differences(what: Table, found: dict[str, list[Outcome]], judges: dict[str, str]) -> None:
+    """Print paired differences, seed by seed; where there is but one of what is compared with, all are to that."""
+    if what.against not in found:
         return
-    print(f"\n| − {METHODS[against]}, by seed | BLEU | chrF | " + " | ".join(judges) + " |")
+    print(f"\n| − {what.methods[what.against]}, by seed | BLEU | chrF | " + " | ".join(judges) + " |")
     print("| --- " * (3 + len(judges)) + "|")
     for method, outcomes in found.items():
-        if method == against:
+        if method == what.against:
             continue
         cells = []
         for name in ("bleu", "chrf", *judges):
             digits = 1 if name in ("bleu", "chrf") else 3
-            pairs = zip(outcomes, found[against], strict=False)
+            others = found[what.against] if len(found[what.against]) > 1 else found[what.against] * len(outcomes)
+            pairs = zip(outcomes, others, strict=False)
             results = [compare(own.scores[name], other.scores[name]) for own, other in pairs]
             cells.append(
                 "; ".join(f"{r.difference:+.{digits}f} [{r.low:+.{digits}f}, {r.high:+.{digits}f}]" for r in results)
             )
-        print(f"| {METHODS[method]} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {what.methods[method]} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -136,25 +174,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, help="score only so many test sentences")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--variants", action="store_const", const="variants", dest="table", help="QE-STATIC's parts")
+    which.add_argument("--pair", choices=["en-mn"], dest="table", help="another pair of languages")
     arguments = parser.parse_args()
-    estimators = runs_root() / "estimators"
-    judges = {"quality": str(estimators / "multi30k" / "model"), "judge": str(estimators / "multi30k-judge" / "model")}
-    path = os.environ["ENERGYMT_DATA"] + "/multi30k/test_2016_flickr.tsv.gz"
-    test = read_corpus(DataConfig(path=path, source="de", target="en", rows=arguments.rows))
+    what = tables(os.environ["ENERGYMT_DATA"], arguments.rows)[arguments.table or "methods"]
+    names = {"quality": what.estimator, "judge": f"{what.estimator}-judge"}
+    judges = {role: str(runs_root() / "estimators" / name / "model") for role, name in names.items()}
+    test = read_corpus(what.test)
     print(machine("cpu"), "\n")
-    found = table(METHODS, arguments.seeds, test, judges)
-    differences(found, "supervised", judges)
-    logs = {method: [ROOT / f"{method}-{seed}" for seed in arguments.seeds] for method in METHODS if method != "start"}
+    found = print_scores(what, arguments.seeds, test, judges)
+    differences(what, found, judges)
+    trained = [method for method in what.methods if method != "start"]
+    logs = {method: [what.root / f"{method}-{seed}" for seed in arguments.seeds] for method in trained}
     logs = {
         method: [folder for folder in folders if (folder / "log.jsonl").is_file()] for method, folders in logs.items()
     }
-    best = [max(row.get("dev/chrf", 0.0) for row in log_of(folder)) for folder in logs.get("supervised", [])]
+    known = [what.root / f"{what.against}-{seed}" for seed in arguments.seeds]
+    best = [max(row.get("dev/chrf", 0.0) for row in log_of(at)) for at in known if (at / "log.jsonl").is_file()]
     target = statistics.mean(best) if best else 0.0
     print(f"\n| method | steps to chrF {target:.1f} on dev, by seed | spread of g_U | s a step | waiting % |")
     print("| --- | --- | --- | --- | --- |")
     for method, folders in logs.items():
         if folders:
-            print(f"| {METHODS[method]} | {training(folders, target)} |")
+            print(f"| {what.methods[method]} | {training(folders, target)} |")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from energymt.configuration import ModelConfig, OptimizerConfig, TrainingConfig
+from energymt.data.corpus import task_prefixes
 from energymt.data.vocabulary import require_same
 from energymt.development import energy_scores, translate_dev, translation_scores
 from energymt.devices import choose_device
@@ -105,7 +106,12 @@ class Engine:
         self.quality = None if config.quality is None else open_quality(config.quality, choose_device(config.device))
         self.quality_energy: QualityEnergy | None = None
         if self.quality is not None:
-            self.quality_energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, config.quality_feed)
+            self.quality_energy = QualityEnergy(
+                self.quality.estimator,
+                self.text.vocabulary,
+                config.quality_feed,
+                prefixes=task_prefixes([self.text.train_corpus, self.text.dev_corpus]),
+            )
 
     def steps(self, batch: StepBatch) -> Iterator[Step]:
         """One optimizer step a batch."""

@@ -48,6 +48,13 @@ class LoraSettings(Section):
     family (T5 and BART: queries and values), or all attention projections of a family that it does not know."""
 
 
+class PromptSettings(Section):
+    """A learnt prompt (Lester et al. 2021, arXiv:2104.08691), which alone is trained."""
+
+    tokens: PositiveInt = 20
+    """Vectors before every source (Lester et al. §3.2: 20 and more are enough)."""
+
+
 class ModelConfig(Section):
     """Which network is trained, and from which weights."""
 
@@ -60,6 +67,9 @@ class ModelConfig(Section):
     lora: LoraSettings | None = None
     """Train low-rank adapters alone, beside the frozen weights of `init`, a Hugging Face encoder-decoder (QE-EBM
     publishes mBART-50 with bottleneck adapters); the finished model has them merged. None trains all weights."""
+    prompt: PromptSettings | None = None
+    """Train vectors before every source alone, of a Hugging Face encoder-decoder `init` that is frozen; rates are high
+    (Lester et al.: 0.3). None trains all weights."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -217,6 +227,8 @@ def validate(schema: type[C], values: dict[str, Any], origin: str) -> C:
 
 def _known_keys(schema: type[BaseModel], path: Sequence[Any]) -> list[str]:
     for part in path:
+        if isinstance(part, int):  # a place in a list of sections
+            continue
         if part not in schema.model_fields:
             return []
         inner = _section(schema.model_fields[part].annotation)
@@ -243,5 +255,6 @@ def describe_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         text = " ".join((field.description or "").split())
         lines.append(f"{prefix}{name} ({default}): {text}")
-        lines += [] if section is None else describe_keys(section, f"{prefix}{name}.")
+        # A list of what this section extends (`also`) has keys that stand above.
+        lines += [] if section is None or issubclass(schema, section) else describe_keys(section, f"{prefix}{name}.")
     return lines

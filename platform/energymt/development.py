@@ -25,7 +25,9 @@ def translate_dev(
 ) -> list[Translation]:
     """Greedy (or mask-predict) translations of a dev corpus."""
     options = DecodingOptions(beam=1, length_beam=1, iterations=iterations, tokens_per_batch=TOKENS_AT_ONCE)
-    return [candidates[0] for candidates in Translator(model, options).translate(corpus.source)]
+    return [
+        candidates[0] for candidates in Translator(model, options).translate(corpus.source, prefixes=corpus.prefixes)
+    ]
 
 
 def translation_scores(

@@ -6,37 +6,20 @@ share the work. What was translated, by which weights and how stands in `provena
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 
-from energymt.data.corpus import Corpus, DataConfig, read_corpus
+from energymt.data.corpus import Corpus, DataConfig, joined, parts, read_corpus
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.folders import write_atomically
 from energymt.models import AutoregressiveModel
+from energymt.shards import in_shards, pretended
 from energymt.storage import runs_root
 
-SHARD = 1000  # sentences
 TEXT, PROVENANCE = "pseudo.tsv", "provenance.json"
-_pretended: ContextVar[list[str] | None] = ContextVar("pretended", default=None)
-
-
-@contextmanager
-def pretending() -> Iterator[list[str]]:
-    """Inside the block no text is translated (`--dry-run`): the list says what would be written, and where."""
-    notes: list[str] = []
-    token = _pretended.set(notes)
-    try:
-        yield notes
-    finally:
-        _pretended.reset(token)
 
 
 def pseudo_corpus(
@@ -46,7 +29,7 @@ def pseudo_corpus(
     beam: int = 5,
     device: torch.device | None = None,
 ) -> DataConfig:
-    """The training text with the teacher's translations as targets; written once, then found again.
+    """The training text with the teacher's translations as targets; each part is written once, then found again.
 
     Args:
         teacher: the translator; it stays on `device` if anything is translated.
@@ -56,17 +39,25 @@ def pseudo_corpus(
         device: where to translate; None is where the teacher is.
 
     Returns:
-        The data configuration of the pseudo-corpus (TSV, columns `source` and `target`), limits as in `data`.
+        The data configuration of the pseudo-corpus (TSV, columns `source` and `target`), prefixes and limits as in
+        `data`.
     """
+    return joined([_pseudo_part(teacher, address, part, beam, device) for part in parts(data)])
+
+
+def _pseudo_part(
+    teacher: AutoregressiveModel, address: str, data: DataConfig, beam: int, device: torch.device | None
+) -> DataConfig:
     corpus = read_corpus(data, need_target=False)
     facts = {
         "teacher": fingerprint(teacher),
         "text": hashlib.sha256("\n".join(corpus.source).encode()).hexdigest(),
         "beam": beam,
+        **({"prefix": data.prefix} if data.prefix else {}),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = runs_root() / "pseudo" / key
-    notes = _pretended.get()
+    notes = pretended()
     if notes is not None and not (folder / PROVENANCE).is_file():
         notes.append(f"{len(corpus):,} translations of beam {beam} by {address}, to be written to {folder}")
         return _stand_in(data)
@@ -86,25 +77,18 @@ def _stand_in(data: DataConfig) -> DataConfig:
 
 
 def write_pseudo_corpus(teacher: AutoregressiveModel, corpus: Corpus, folder: Path, beam: int) -> None:
-    """Translate every shard that is missing, then join them. Pairs with an empty translation are left out."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Translate what is missing, then write the text. Pairs with an empty translation are left out."""
     translator = Translator(teacher.eval(), DecodingOptions(beam=beam))
-    starts = range(0, len(corpus), SHARD)
-    missing = [start for start in starts if not _shard(folder, start).is_file()]
-    while missing:
-        for start in missing:
-            with _claim(folder / f"shard-{start:09d}.lock") as mine:
-                if mine and not _shard(folder, start).is_file():
-                    sources = corpus.source[start : start + SHARD]
-                    found = translator.translate(sources)
-                    outputs = [teacher.vocabulary.as_corpus_text(candidates[0][1].ids) for candidates in found]
-                    lines = [f"{source}\t{output}\n" for source, output in zip(sources, outputs, strict=True) if output]
-                    write_atomically(_shard(folder, start), "".join(lines))
-        missing = [start for start in starts if not _shard(folder, start).is_file()]
-        if missing:  # another process is at work on them
-            time.sleep(0.5)
-    text = "".join(_shard(folder, start).read_text(encoding="utf-8") for start in starts)
-    write_atomically(folder / TEXT, "source\ttarget\n" + text)
+
+    def translate(rows: range) -> list[str]:
+        chosen = slice(rows.start, rows.stop)
+        prefixes = corpus.prefixes and corpus.prefixes[chosen]
+        found = translator.translate(corpus.source[chosen], prefixes=prefixes)
+        return [teacher.vocabulary.as_corpus_text(candidates[0][1].ids) for candidates in found]
+
+    pairs = zip(corpus.source, in_shards(folder, len(corpus), translate), strict=True)
+    lines = [f"{source}\t{output}\n" for source, output in pairs if output]
+    write_atomically(folder / TEXT, "source\ttarget\n" + "".join(lines))
 
 
 def fingerprint(model: AutoregressiveModel) -> str:
@@ -114,19 +98,3 @@ def fingerprint(model: AutoregressiveModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _shard(folder: Path, start: int) -> Path:
-    return folder / f"shard-{start:09d}.tsv"
-
-
-@contextmanager
-def _claim(path: Path) -> Iterator[bool]:
-    """True if this process has the lock; the system frees it when the process dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

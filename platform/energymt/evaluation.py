@@ -115,13 +115,14 @@ def evaluate_model(
     reference_ids = [words.encode(text) for text in corpus.target]
     lengths = [max(1, len(ids)) for ids in reference_ids] if oracle_lengths else None
     start = time.perf_counter()
-    found = [candidates[0] for candidates in Translator(model, options).translate(corpus.source, lengths)]
+    candidates = Translator(model, options).translate(corpus.source, lengths, corpus.prefixes)
     seconds = time.perf_counter() - start
+    found = [best for best, *_ in candidates]
     hypotheses = [hypothesis for _, hypothesis in found]
     values: dict[str, list[float]] = {}
     if teacher is not None:
         require_same(teacher.vocabulary, words, "the teacher", address)
-        values["energy"] = energies(teacher, corpus.source, [list(item.ids) for item in hypotheses])
+        values["energy"] = energies(teacher, corpus.inputs, [list(item.ids) for item in hypotheses])
     outputs, references = [text for text, _ in found], [words.as_plain_text(text) for text in corpus.target]
     sources = [words.as_plain_text(text) for text in corpus.source]
     values |= {name: list(judge(sources, outputs, references)) for name, judge in (judges or {}).items()}
@@ -150,7 +151,7 @@ def _scores(
 
 
 def energies(teacher: AutoregressiveModel, sources: Sequence[str], targets: Sequence[Sequence[int]]) -> list[float]:
-    """The discrete energy of each pair, in nats per sentence, end of sentence counted."""
+    """The discrete energy of each pair, in nats per sentence, end of sentence counted; sources with their prefixes."""
     energy = AutoregressiveEnergy(teacher)
     words = teacher.vocabulary
     found = [0.0] * len(sources)

@@ -67,7 +67,8 @@ def judge(
         references = [model.vocabulary.as_plain_text(text) for text in corpus.target]
         words = sorted({word for text in references for word in text.split()})
         # On one line and without tabs, whatever a model writes.
-        found = [" ".join(best[0].split()) for best, *_ in Translator(model, options).translate(corpus.source)]
+        outputs = Translator(model, options).translate(corpus.source, prefixes=corpus.prefixes)
+        found = [" ".join(best[0].split()) for best, *_ in outputs]
         versions = {address: found}
         for share in dict.fromkeys(share for share in damage if share > 0):
             random = np.random.default_rng([seed, number, round(share * 1e6)])

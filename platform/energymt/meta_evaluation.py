@@ -60,7 +60,7 @@ def meta_evaluate(
     scorers: dict[str, Sequence[float]] = {ESTIMATOR: score_lines(_open(address), sources, targets)}
     scorers[LENGTH_RATIO] = length_ratios(sources, targets)
     if teacher is not None:
-        scorers[LOG_PROBABILITY] = log_probabilities(teacher, sources, targets)
+        scorers[LOG_PROBABILITY] = log_probabilities(teacher, [corpus.inputs[row] for row in chosen], targets)
     for name in baselines:
         scorers[f"column {name}" if name in scorers else name] = columns[name].tolist()
     return agreements(scorers, judgements)

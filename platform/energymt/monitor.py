@@ -79,7 +79,7 @@ class Monitor:
             texts,
             references,
             token_ids=[hypothesis.ids for _, hypothesis in outputs],
-            max_lengths=[2 * (len(words.encode_source(text)) - 1) + 10 for text in self.corpus.source],
+            max_lengths=[2 * (len(words.encode_source(text)) - 1) + 10 for text in self.corpus.inputs],
             scores=np.nan_to_num(scores["quality"], nan=float(np.nanmean(scores["quality"]))).tolist(),
             score=self.judges["quality"],
         )
@@ -104,7 +104,7 @@ class Monitor:
         tokens, soft = 0, dict[int, float]()
         with inference(self.model):
             for rows in self._batches(chosen, ids):
-                encoded = [self.model.vocabulary.encode_source(self.corpus.source[row]) for row in rows]
+                encoded = [self.model.vocabulary.encode_source(self.corpus.inputs[row]) for row in rows]
                 source = Source(*pad(encoded, self.model.vocabulary.pad_id)).to(self.model.device)
                 ids_BT, mask_BT = (part.to(self.model.device) for part in pad([list(ids[r]) for r in rows], 0))
                 _, mask_BU = with_end(ids_BT, mask_BT, self.model.vocabulary.eos_id)

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-from energymt.configuration import TrainingConfig
+from energymt.configuration import ModelConfig, TrainingConfig
 from energymt.data.batching import EncodedCorpus, StepPlan, encode_corpus
 from energymt.data.corpus import Corpus, read_corpus
 from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, require_same
@@ -48,7 +48,7 @@ def open_vocabulary(config: TrainingConfig, corpus: Corpus) -> Vocabulary:
     address = config.vocabulary.path or config.model.init
     if address is not None:
         return load_vocabulary(fetch(address))
-    lines = itertools.chain(corpus.source, corpus.target or [])
+    lines = itertools.chain(corpus.inputs, corpus.target or [])
     return SentencePieceVocabulary.train(
         lines,
         config.vocabulary.size,
@@ -68,20 +68,36 @@ def open_model(config: TrainingConfig, vocabulary: Vocabulary) -> TranslationMod
     if config.model.init is not None:
         model = load_translator(fetch(config.model.init))
         require_same(vocabulary, model.vocabulary, f"vocabulary.path {config.vocabulary.path}", config.model.init)
-        if config.model.lora is not None:
-            if not isinstance(model, TransformerTranslator):
-                raise ConfigurationError(
-                    f"model.lora is for Hugging Face encoder-decoders, and {config.model.init} is a "
-                    f"{model.architecture} translator: drop model.lora."
-                )
-            adapt_translator(model.network, config.model.lora)
+        _adapt(model, config.model)
         return model
-    if config.model.lora is not None:
+    for name in _adaptations(config.model):
         raise ConfigurationError(
-            "model.lora trains adapters beside the weights of a model that has learnt something: name it by "
-            "model.init, or drop model.lora."
+            f"{name} trains little beside the frozen weights of a model that has learnt something: name it by "
+            f"model.init, or drop {name}."
         )
     return make_translator(config.model.variant, vocabulary, **config.model.changes)
+
+
+def _adaptations(config: ModelConfig) -> list[str]:
+    """What is to be trained instead of all weights."""
+    return [f"model.{name}" for name in ("lora", "prompt") if getattr(config, name) is not None]
+
+
+def _adapt(model: TranslationModel, config: ModelConfig) -> None:
+    wanted = _adaptations(config)
+    if not wanted:
+        return
+    if type(model) is not TransformerTranslator:
+        raise ConfigurationError(
+            f"{wanted[0]} is for Hugging Face encoder-decoders, and {config.init} is a {model.architecture} "
+            f"translator: drop {wanted[0]}."
+        )
+    if len(wanted) > 1:
+        raise ConfigurationError("model.lora and model.prompt are two ways to train little: drop one of them.")
+    if config.lora is not None:
+        adapt_translator(model.network, config.lora)
+    if config.prompt is not None:
+        model.learn_prompt(config.prompt.tokens)
 
 
 def require_room(

@@ -24,7 +24,7 @@ from torch import Tensor
 from energymt.balance import Balance, BalanceConfig
 from energymt.configuration import TrainingConfig
 from energymt.data.batching import EncodedCorpus, Plan, StepPlan, encode_corpus
-from energymt.data.corpus import Corpus, DataConfig, read_corpus
+from energymt.data.corpus import Corpus, DataConfig, read_corpus, sources_alone, task_prefixes
 from energymt.data.neighbours import load_neighbours
 from energymt.data.pairing import NeighbourPlan, PairedPlan
 from energymt.decoding.rerank import TextScore
@@ -45,6 +45,7 @@ from energymt.preparation import Text, open_model, prepare_text, require_room
 from energymt.quality import POOL, Judge, open_judge, open_original, open_quality
 from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
 from energymt.storage import fetch
+from energymt.teacher_forcing import teacher_forced
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 STATE_FILE = "method.json"
@@ -141,18 +142,19 @@ class SemiSupervised:
                 f"autoregressive translator; use `energymt train engine --set quality=...` for it."
             )
         self.model = model
+        corpus, unlabelled = read_unlabelled(config, self.text)
+        require_room(unlabelled, config, "train", model)
         self.device = choose_device(config.device)
         self.quality = open_quality(
             config.quality, self.device, run=config.run_name or "", learns=learns, deterministic=config.deterministic
         )
-        self.energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, feed)
+        prefixes = task_prefixes([self.text.train_corpus, self.text.dev_corpus, corpus])
+        self.energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, feed, prefixes=prefixes)
         judges = {"quality": self.quality.score}
         if learns is not None:
             judges["quality_frozen"] = self._on_dev(open_original(config.quality, self.device))
         if config.judge is not None:
             judges["judge"] = self._on_dev(open_judge(config.judge, self.device))
-        corpus, unlabelled = read_unlabelled(config, self.text)
-        require_room(unlabelled, config, "train", model)
         self.plan = make_plan(config, self.text, corpus, unlabelled)
         self.balance = Balance(config.balance, config.steps)
         self.start = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
@@ -197,7 +199,8 @@ class SemiSupervised:
 
     def labelled_losses(self, batch: Batch) -> list[Term]:
         """The label-smoothed cross-entropy, as in `supervised`."""
-        logits_BUV = self.model.decode(self.model.encode(batch.source), batch.target_BT, batch.target_mask_BT)
+        memory = self.model.encode(batch.source)
+        logits_BUV = teacher_forced(self.model, memory, batch.target_BT, batch.target_mask_BT)
         target_BU, mask_BU = with_end(batch.target_BT, batch.target_mask_BT, self.text.vocabulary.eos_id)
         nll = cross_entropy(logits_BUV, target_BU, mask_BU, self.config.label_smoothing)
         return [Term("nll", nll, self.labelled_counts(batch)["nll"])]
@@ -294,9 +297,7 @@ def read_unlabelled(config: SemiSupervisedConfig, text: Text) -> tuple[Corpus, E
     if config.unlabelled is None:
         corpus = text.train_corpus
     else:
-        kind = "text" if config.unlabelled.target_path is not None else config.unlabelled.format
-        sources = config.unlabelled.model_copy(update={"target": None, "target_path": None, "format": kind})
-        corpus = read_corpus(sources, need_target=False)
+        corpus = read_corpus(sources_alone(config.unlabelled), need_target=False)
     corpus = replace(corpus, target=None)
     return corpus, encode_corpus(corpus, text.vocabulary, limits, limits)
 

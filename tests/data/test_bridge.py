@@ -321,3 +321,17 @@ def test_a_long_source_is_read_without_a_warning(tmp_path: Path, caplog: pytest.
     with caplog.at_level("WARNING"):
         (row,) = read(Bridge(words, reader), words, [" ".join(GERMAN)])
     assert len(row) > 12 and not caplog.records
+
+
+@pytest.mark.parametrize("family", ["t5", "sentencepiece"])
+def test_task_prefixes_of_the_text_stay_behind(family: str, tokenizer_folder: Folders, tmp_path: Path) -> None:
+    """Each source may have another one, or none, and one may begin another; the vocabulary's own stands before it."""
+    words: Vocabulary
+    if family == "sentencepiece":
+        words = SentencePieceVocabulary.train(GERMAN + ENGLISH, 80)
+    else:
+        words = HubVocabulary.open(tokenizer_folder(family), source_prefix="the woman ")
+    reader, prefixes = xlmr(tmp_path), ("a book ", "a book two ", "")
+    pairs = [(prefix, line) for line in (*GERMAN, "ein a book") for prefix in prefixes]
+    found = read(Bridge(words, reader, prefixes), words, [prefix + line for prefix, line in pairs])
+    assert found == [reader.encode_source(line) for _, line in pairs]

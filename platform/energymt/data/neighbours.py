@@ -125,8 +125,8 @@ def _provenance(labelled: Corpus, unlabelled: Corpus, encoder: SentenceEncoder, 
 
 
 def _sources(corpus: Corpus) -> str:
-    """The fingerprint of the source side: a run may read targets beside it that no neighbour depends on."""
-    return replace(corpus, target=None).fingerprint
+    """The fingerprint of the sources: no neighbour depends on the targets and task prefixes that a run reads."""
+    return replace(corpus, target=None, prefixes=None).fingerprint
 
 
 def _command(facts: dict[str, Any], folder: Path) -> str:

@@ -92,7 +92,8 @@ def filter_pairs(corpus: Corpus, criterion: Criterion, score: TextScore, store: 
             f"{scores_N.max():.4f}: lower the threshold, or keep a quantile."
         )
     source, target = [corpus.source[row] for row in rows], [corpus.target[row] for row in rows]
-    kept = Corpus(source, target, f"{corpus.origin}, filtered", corpus.segmented)
+    prefixes = None if corpus.prefixes is None else [corpus.prefixes[row] for row in rows]
+    kept = Corpus(source, target, f"{corpus.origin}, filtered", corpus.segmented, prefixes)
     return Filtered(kept, scores_N[rows].tolist(), least, scores_N)
 
 

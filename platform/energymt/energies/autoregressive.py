@@ -15,7 +15,7 @@ from energymt import operators
 from energymt.energies.likelihood import log_likelihood
 from energymt.errors import ConfigurationError
 from energymt.models.translator import AutoregressiveModel
-from energymt.records import Prediction, Source
+from energymt.records import Input, Prediction
 
 FEED_STREAM, SCORE_STREAM = 0, 1  # O1 and O2 draw their Gumbel noise independently
 
@@ -41,7 +41,7 @@ class AutoregressiveEnergy:
         self.feed = feed
         self.score = score
 
-    def __call__(self, source: Source, prediction: Prediction) -> Tensor:
+    def __call__(self, source: Input, prediction: Prediction) -> Tensor:
         """The relaxed energy of each sentence, [B]; its gradient reaches the logits through O1 and O2."""
         # Dense in any case: the vocabulary is the teacher's, and the teacher makes logits of the same size.
         logits_BTV, hard_ids_BT = prediction.dense_logits(), prediction.hard_ids_BT
@@ -69,7 +69,7 @@ class AutoregressiveEnergy:
         )
 
     @torch.no_grad()
-    def discrete(self, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def discrete(self, source: Input, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The teacher's own NLL of discrete translations, end of sentence counted, [B] in nats."""
         logits_BUV = self.teacher.decode(self.teacher.encode(source), ids_BT, mask_BT)
         logp_BUV = logits_BUV.to(torch.promote_types(logits_BUV.dtype, torch.float32)).log_softmax(-1)

@@ -10,7 +10,7 @@ its own tokens around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -53,6 +53,7 @@ class QualityEnergy:
         vocabulary: the translator's, over which predictions are.
         feed: the operator that makes the tokens which the estimator reads.
         least_coverage: the share of the translator's pieces that the estimator must know.
+        prefixes: task prefixes that sources may have, which the estimator does not read.
 
     Raises:
         ConfigurationError: an unknown operator, or vocabularies that cannot be bridged.
@@ -61,13 +62,18 @@ class QualityEnergy:
     unit = "negative quality score"
 
     def __init__(
-        self, estimator: Estimator, vocabulary: Vocabulary, feed: str = "ST", least_coverage: float = 0.95
+        self,
+        estimator: Estimator,
+        vocabulary: Vocabulary,
+        feed: str = "ST",
+        least_coverage: float = 0.95,
+        prefixes: Iterable[str] = (),
     ) -> None:
         operators.operator(feed)
         if isinstance(estimator, nn.Module):
             estimator.eval().requires_grad_(False)
         self.estimator, self.vocabulary, self.feed = estimator, vocabulary, feed
-        self.bridge = Bridge(vocabulary, estimator.vocabulary)
+        self.bridge = Bridge(vocabulary, estimator.vocabulary, prefixes)
         self.bridge.require(least_coverage)
         self.table_VD = self.bridge.table(estimator.table_VD)
 
