@@ -134,6 +134,24 @@ def test_scores_of_every_judge(model: AutoregressiveModel, words: HubVocabulary)
     assert look.history == [{name: value for name, value in values.items() if "alarm" not in name} | {"dev/chrf": 40.0}]
 
 
+def test_prefixes_are_read_by_the_translator_and_by_no_judge(model: AutoregressiveModel, words: HubVocabulary) -> None:
+    heard: list[str] = []
+    look = monitor(model, judge=lambda s, t: (heard.extend(s), by_length(s, t))[1])
+    tiny.shake(model, 0.05, seed=7)
+    plain = look.look(outputs(words), {})
+    prefixes = [f"{text.split()[0]} " * 2 for text in SOURCES[1:] + SOURCES[:1]]
+    look.corpus = Corpus(SOURCES, REFERENCES, "dev.tsv", prefixes=prefixes)
+    look.energy = QualityEnergy(look.energy.estimator, words, "ST", prefixes=prefixes)
+    found = look.look(outputs(words), {})
+    assert heard[:5] == SOURCES and set(heard) == set(SOURCES)
+    look.corpus = Corpus(look.corpus.inputs, REFERENCES, "dev.tsv")
+    given = look.look(outputs(words), {})
+    for name in ("dev/entropy", "dev/kl_to_start"):
+        assert found[name] == given[name] != plain[name]
+    assert found["dev/quality"] == plain["dev/quality"] != given["dev/quality"]
+    assert found["dev/quality_soft"] == pytest.approx(found["dev/quality"], abs=1e-5)
+
+
 def test_a_sentence_without_a_score_is_left_out(model: AutoregressiveModel, words: HubVocabulary) -> None:
     def judge(sources: Sequence[str], texts: Sequence[str]) -> list[float]:
         return [math.nan if text == TEXTS[1] else len(text) / 10 for text in texts]

@@ -16,11 +16,11 @@ from energymt.models.estimator_folder import write_estimator
 from energymt.models.estimator_variants import make_estimator
 from energymt.optimisation import learning_rate, make_optimizer, optimise
 from tests import tiny
-from trainables import distilled, engine, masked, ppo, qe_ebm, reinforce, supervised
+from trainables import distilled, engine, masked, ppo, proxy, qe_ebm, reinforce, supervised
 
 TRAINABLES = {
     **{"supervised": supervised, "masked": masked, "engine": engine, "distilled": distilled},
-    **{"qe_ebm": qe_ebm, "reinforce": reinforce, "ppo": ppo},
+    **{"qe_ebm": qe_ebm, "reinforce": reinforce, "ppo": ppo, "proxy": proxy},
 }
 METHODS = ("supervised", "masked", "engine")  # `distilled` trains as `masked` does
 SCORED = ("qe_ebm", "reinforce", "ppo")  # trained by a quality estimator, in a `scored_world`
@@ -115,6 +115,8 @@ def config(name: str, folder: Path, **changes: Any) -> Any:
         values["teacher"] = str(folder / "recurrent-toy")
     if name == "engine":
         values["target_lengths"] = "reference"
+    if name == "proxy":
+        values |= {"model": {}, "translator": str(folder / "transformer-toy"), "proxy": {"hidden": 8, "heads": 2}}
     if name in SCORED:
         values |= {"model": {"init": str(folder / "transformer-toy")}, "quality": str(folder / "estimator")}
         values |= {"samples": 2, "longest_sample": 6, "unlabelled_tokens_per_step": 48}
@@ -133,6 +135,8 @@ def make(name: str, settings: Any, double: bool = False) -> Any:
             trainable.energy.table_VD = trainable.energy.table_VD.double()
         with contextlib.suppress(AttributeError):
             trainable.energy.teacher.double()
+        with contextlib.suppress(AttributeError):
+            trainable.translator.double()
     return trainable
 
 

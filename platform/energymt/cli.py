@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from energymt.commands import data, environment, estimation, models, pool, training, translation
+from energymt.commands import data, environment, estimation, models, perturbation, pool, speech, training, translation
 from energymt.errors import EnergymtError, StorageError
 
 INTERRUPTED = 130
@@ -42,7 +42,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (training.COMMANDS, translation.COMMANDS, estimation.COMMANDS, environment.COMMANDS):
+for commands in (
+    *(training.COMMANDS, translation.COMMANDS, perturbation.COMMANDS, speech.COMMANDS),
+    *(estimation.COMMANDS, environment.COMMANDS),
+):
     for command in commands:
         app.command()(command)
 app.add_typer(data.app, name="data", help="Judge translations, keep good pairs, find neighbours.")

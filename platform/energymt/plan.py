@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from energymt import runs
 from energymt.configuration import TrainingConfig
 from energymt.data.corpus import read_corpus
-from energymt.distillation import pretending
+from energymt.data.speech import SpeechDataConfig, read_speech
+from energymt.shards import pretending
 
 
 def describe(name: str, config: TrainingConfig, workers: int) -> str:
@@ -14,22 +17,22 @@ def describe(name: str, config: TrainingConfig, workers: int) -> str:
     Raises:
         EnergymtError: whatever would stop the run before its first step.
     """
-    train, dev = read_corpus(config.train, need_target=False), read_corpus(config.dev)
+    read = _heard(config) if isinstance(config.train, SpeechDataConfig) else _read(config)
     fabric = runs.make_fabric(config)
     lines = [
         f"trainable      {name}",
-        f"training text  {len(train):,} sentences of {train.origin}",
-        f"dev text       {len(dev):,} pairs of {dev.origin}",
+        *read,
         f"device         {fabric.device.type}, {fabric.strategy.precision.precision}, {workers} worker(s)",
     ]
-    with pretending() as pseudo_corpora:
+    with pretending() as notes:
         _, trainable = runs.start(name, config)
-    lines += [f"pseudo-corpus  {note}" for note in pseudo_corpora]
+    lines += [f"made first     {note}" for note in notes]
     parameters = sum(p.numel() for p in trainable.model.parameters() if p.requires_grad)
     epochs = config.steps / trainable.plan.steps_per_epoch
     kept = trainable.plan.encoded
+    words = getattr(trainable.model, "vocabulary", None)  # a proxy has none
+    lines += [] if words is None else [f"vocabulary     {words.size:,} pieces"]
     lines += [
-        f"vocabulary     {trainable.model.vocabulary.size:,} pieces",
         f"within limits  {len(kept):,} pairs ({kept.dropped:,} are too long or empty)",
         f"model          {trainable.model.architecture}, {parameters:,} parameters",
         f"budget         {config.steps:,} steps of about {config.tokens_per_step:,} tokens = {epochs:.1f} epochs",
@@ -37,3 +40,20 @@ def describe(name: str, config: TrainingConfig, workers: int) -> str:
         "Nothing was trained and nothing was written.",
     ]
     return "\n".join(lines)
+
+
+def _read(config: TrainingConfig) -> list[str]:
+    train, dev = read_corpus(config.train, need_target=False), read_corpus(config.dev)
+    return [
+        f"training text  {len(train):,} sentences of {train.origin}",
+        f"dev text       {len(dev):,} pairs of {dev.origin}",
+    ]
+
+
+def _heard(config: Any) -> list[str]:
+    """The same of a recogniser's configuration, whose data are sound."""
+    parts = {"training sound": read_speech(config.train), "dev sound": read_speech(config.dev)}
+    return [
+        f"{name:15}{len(corpus):,} recordings, {corpus.seconds / 3600:.1f} hours, of {corpus.origin}"
+        for name, corpus in parts.items()
+    ]

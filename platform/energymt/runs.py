@@ -99,6 +99,7 @@ def start(name: str, config: TrainingConfig, *, seed_everything: bool = True) ->
     """Device and trainable, ready for the loop; initial weights are a function of the seed."""
     import torch
 
+    from energymt.data.batching import EncodedCorpus
     from energymt.models import TranslationModel
     from energymt.preparation import require_room
 
@@ -107,8 +108,10 @@ def start(name: str, config: TrainingConfig, *, seed_everything: bool = True) ->
     if seed_everything:
         torch.manual_seed(config.seed)
     trainable: Trainable = load_trainable(name).TRAINABLE(config)
-    if isinstance(trainable.model, TranslationModel):  # an estimator cuts off what is too long, as COMET does
-        require_room(trainable.plan.encoded, config, "train", trainable.model)
+    encoded = trainable.plan.encoded
+    # An estimator cuts off what is too long, as COMET does, and of sound it was left out.
+    if isinstance(trainable.model, TranslationModel) and isinstance(encoded, EncodedCorpus):
+        require_room(encoded, config, "train", trainable.model)
     return fabric, trainable
 
 

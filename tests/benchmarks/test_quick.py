@@ -42,6 +42,13 @@ PROMISED = {
         r"at defaults: [\d.]+ times as fast as unbabel-comet, bar 1\.3: (met|MISSED)",
         r"each at its best: [\d.]+ times as fast",
     ],
+    "bench_perturbed": [
+        r"quick, batch 1\n",
+        r"perturbed / plain, beam 5: [\d.]+, bar 1\.05: (met|MISSED)",
+        r"sweep of 8 / 8 runs: [\d.]+, bar 0\.6: (met|MISSED)",
+        r"sweep of 8 / 8 runs: [\d.]+, bar 0\.9: (met|MISSED)",
+    ],
+    "bench_token_log_probs": [r"frozen: [\d.]+ times as fast", r"learnt: [\d.]+ times as fast"],
     "bench_engine_step": [r"quick +fp32( +[\d,.]+){3}", r"quick +bf16( +[\d,.]+){3}"],
 }
 RAY = ("bench_pool_step", "bench_pool_callers", "bench_qe_step")

@@ -52,6 +52,8 @@ def test_an_unknown_key_and_the_nearest_one(train: Train) -> None:
     train("stepps=3").refuses(2, "'stepps'", "did you mean 'steps'?")
     train("optimizer.learning_rat=3").refuses(2, "'optimizer.learning_rat'", "did you mean 'learning_rate'?")
     train("zzzzzz=3").refuses(2, "'zzzzzz'", "known keys are", "tokens_per_step")
+    train("train.also=[{path: a, targe: b}]").refuses(2, "'train.also.0.targe'", "did you mean 'target'?")
+    train("train.also=[{source: b}]").refuses(2, "'train.also.0.path'", "is missing")
 
 
 def test_a_setting_that_is_none(train: Train) -> None:

@@ -36,6 +36,7 @@ def test_config_keys_explains_every_key(trainable: str, tmp_path: Path) -> None:
     for key, rest in lines.items():
         default, text = rest.split("): ", 1)
         assert default and text.endswith("."), key
+    assert lines["train.also"].startswith("[]): ") and "train.prefix" in lines and "train.also.path" not in lines
 
 
 def test_config_variants_lists_every_size(tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def choose(folder: Path, *options: str, estimator: str = ESTIMATOR) -> Done:
     return quick("data", "filter", estimator, "--data", "pairs.tsv", "--output", "kept.tsv", *options, folder=folder)
 
 
+def test_the_pairs_to_choose_from_may_be_a_share(folder: Path) -> None:
+    config = DataConfig(path=str(folder / "pairs.tsv"), source="de", target="en", share=0.6, share_seed=3)
+    done = choose(folder, *COLUMNS, "--quantile", "1", "--share", "0.6", "--share-seed", "3")
+    assert done.code == 0 and "holds 3 of 3 pairs" in done.out
+    kept = read_corpus(DataConfig(path=str(folder / "kept.tsv"), source="source", target="target"))
+    assert (kept.source, kept.target) == (read_corpus(config).source, read_corpus(config).target)
+    choose(folder, *COLUMNS, "--quantile", "1", "--share", "0").refuses(2, "--share is above 0", "not 0.")
+
+
 def near(folder: Path, *options: str) -> Done:
     return quick("data", "neighbours", "--output", "near", *options, folder=folder)
 

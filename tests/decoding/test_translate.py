@@ -150,3 +150,26 @@ def test_impossible_options_are_refused(transformer, masked):
         DecodingOptions(beam=0)
     with pytest.raises(ValidationError):
         DecodingOptions(beem=3)
+
+
+def test_a_prefix_is_read_by_the_model_and_not_by_what_ranks_its_text(transformer, sentences):
+    texts, heard = [*lines_of(sentences(12)), ""], []
+
+    def quality(sources, translations):
+        heard.extend(sources)
+        return [-len(text.split()) for text in translations]
+
+    def found(lines, options, **arguments):
+        return [[text for text, _ in items] for items in Translator(transformer, options).translate(lines, **arguments)]
+
+    wanted = found([f"7 9 {text}" if text else "" for text in texts], DecodingOptions(beam=3))
+    option = DecodingOptions(beam=3, prefix="7 9 ")
+    assert found(texts, option) == wanted != found(texts, DecodingOptions(beam=3))
+    assert found(texts, DecodingOptions(beam=3), prefixes=["7 9 "] * 13) == wanted
+    streamed = Translator(transformer, option).stream(f"{text}\n" for text in texts)
+    assert [[text for text, _ in items] for items in streamed] == wanted
+    own = [f"{5 + row % 11} " for row in range(13)]
+    each = [found([text], DecodingOptions(beam=3, prefix=given))[0] for given, text in zip(own, texts, strict=True)]
+    assert found(texts, option, prefixes=own) == each
+    Translator(transformer, option, quality=quality).translate(texts)
+    assert set(heard) == set(texts[:-1])

@@ -14,17 +14,17 @@ SENTENCES = 2300  # three shards
 # ENGINE that falls asleep before it writes the second shard, if the variable ASLEEP is there.
 SLEEPING = """
 import os, sys, time
-from energymt import distillation
+from energymt import shards
 from trainables.engine import TRAINABLE, Config
-write = distillation.write_atomically
+write = shards.write_atomically
 
 def write_atomically(path, text):
-    if path.name == "shard-000001000.tsv" and "ASLEEP" in os.environ:
+    if path.name == "shard-000001000.jsonl" and "ASLEEP" in os.environ:
         print("asleep", file=sys.stderr, flush=True)
         time.sleep(600)
     write(path, text)
 
-distillation.write_atomically = write_atomically
+shards.write_atomically = write_atomically
 """
 
 
@@ -34,11 +34,15 @@ def begin(world: World, name: str = "p", **more) -> Forked:
 
 def text(world: World) -> dict[str, str]:
     """What is there of the pseudo-corpus: shards and the whole."""
-    return {path.name: path.read_text("utf-8") for path in (world.folder / "runs").glob("pseudo/*/*.tsv")}
+    return {
+        path.name: path.read_text("utf-8")
+        for path in (world.folder / "runs").glob("pseudo/*/*[lv]")
+        if path.suffix in (".tsv", ".jsonl")
+    }
 
 
 def shard(world: World, number: int) -> Path | None:
-    return next((world.folder / "runs").glob(f"pseudo/*/shard-{number * 1000:09d}.tsv"), None)
+    return next((world.folder / "runs").glob(f"pseudo/*/shard-{number * 1000:09d}.jsonl"), None)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +70,7 @@ def test_only_the_missing_shards_are_written_again(number: int, code: int, world
     assert done.code == code, done.err
     if code == 130:
         done.ended_by(130, "Interrupted", "kept")
-    assert text(world).keys() == {"shard-000000000.tsv"}
+    assert text(world).keys() == {"shard-000000000.jsonl"}
     first = shard(world, 0)
     assert first is not None
     before = first.stat().st_mtime_ns

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests import judged, toy
+from tests import judged, sounds, toy
 
 STEPS = 8
 # Slow enough that the last bits, which differ from one processor to the next, do not grow.
@@ -29,6 +29,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo-value": ("ppo", {"advantage": "value", "model": "recurrent-toy"}),
     "estimator-joint": ("estimator", {}),
     "estimator-apart": ("estimator", {"metric": "referenceless_regression_metric"}),
+    "speech": ("speech", {}),
+    "proxy-pearson": ("proxy", {"metric": "chrf"}),
+    "proxy-spearman": ("proxy", {"metric": "chrf", "loss": "spearman", "translator": "recurrent-toy"}),
 }
 
 
@@ -37,7 +40,14 @@ def curve(run: str, world: Path) -> list[dict[str, float]]:
     name, changes = RUNS[run]
     if name == "estimator":
         return reported(estimator(world, changes))
+    if name == "speech":
+        settings = sounds.config(sounds.world(world / "sounds"), steps=STEPS, optimizer=OPTIMIZER)
+        return reported(sounds.make(settings))
     os.environ["ENERGYMT_RUNS"] = str(world / "runs")  # where `distilled` leaves its pseudo-corpus
+    if name == "proxy":
+        translator = str(world / changes.get("translator", "masked-toy"))
+        changes = {**changes, "translator": translator, "steps": STEPS, "optimizer": OPTIMIZER}
+        return reported(toy.make(name, toy.config(name, world, **changes)))
     if name in toy.SCORED:
         world = toy.scored_world(world / "scored")
     changes = {"model": "transformer-toy", **changes}

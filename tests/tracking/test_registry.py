@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
 from energymt.data.toy import ToyLanguage
@@ -19,7 +20,7 @@ from energymt.storage import fetch, write_manifest
 from energymt.tracking.mlflow import MlflowTracker
 from energymt.tracking.outbox import run_id_of
 from energymt.tracking.registry import _is_better, register_model
-from tests import estimators
+from tests import estimators, proxies
 
 LINES = ["vute mare dobi motu vido", "dufa mifu giku motu giku pove"]
 
@@ -76,6 +77,19 @@ def test_an_estimator_is_registered_as_one_that_scores(uri: str) -> None:
     table = pd.DataFrame({"source": estimators.SOURCES, "translation": estimators.TRANSLATIONS})
     wanted = score_lines(estimators.estimator("kiwi"), estimators.SOURCES, estimators.TRANSLATIONS)
     assert list(loaded.predict(table)) == pytest.approx(wanted, abs=1e-6)
+    mlflow.set_tracking_uri(None)
+
+
+def test_a_proxy_is_registered_as_one_that_predicts(uri: str, tmp_path: Path) -> None:
+    proxy = proxies.proxy(6)
+    proxy.save_pretrained(tmp_path / "proxy", {"trainable": "proxy"})
+    version = register_model(tmp_path / "proxy", "proxy", metric="dev/pearson", value=0.5, mode="max", uri=uri)
+    assert version.champion
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model(version.address)
+    states_BSD = torch.randn(2, 3, 6)
+    wanted_B = proxy.predict(states_BSD, torch.ones(2, 3, dtype=torch.bool))
+    assert loaded.predict(states_BSD.numpy()) == pytest.approx(wanted_B.numpy(), abs=1e-5)
     mlflow.set_tracking_uri(None)
 
 

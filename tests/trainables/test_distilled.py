@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from energymt import distillation
+from energymt import distillation, shards
 from energymt.data.corpus import DataConfig, read_corpus
 from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.decoding.translate import DecodingOptions, Translator
@@ -60,7 +60,7 @@ def test_it_is_written_once_and_keyed_by_teacher_text_and_beam(folder: Path, tea
     ]
     assert len({first.path, *(other.path for other in others)}) == 4
 
-    def never(self, texts):
+    def never(self, texts, **prefixes):
         raise AssertionError("translated again")
 
     monkeypatch.setattr(distillation.Translator, "translate", never)
@@ -95,14 +95,14 @@ def test_provenance_says_where_it_came_from(folder: Path, teacher) -> None:
 def test_an_interrupted_run_goes_on_with_the_shards_that_are_missing(folder: Path, teacher, runs, monkeypatch) -> None:
     whole = read_corpus(pseudo_corpus(teacher, "a", data_of(folder), beam=2))
     monkeypatch.setenv("ENERGYMT_RUNS", str(runs / "again"))
-    monkeypatch.setattr(distillation, "SHARD", 15)
+    monkeypatch.setattr(shards, "SHARD", 15)
     real, done = Translator.translate, []
 
-    def dies(self, texts):
+    def dies(self, texts, **prefixes):
         if len(done) == 2:
             raise Interrupted
         done.append(len(texts))
-        return real(self, texts)
+        return real(self, texts, **prefixes)
 
     monkeypatch.setattr(distillation.Translator, "translate", dies)
     with pytest.raises(Interrupted):
@@ -110,9 +110,12 @@ def test_an_interrupted_run_goes_on_with_the_shards_that_are_missing(folder: Pat
     assert done == [15, 15]
     assert not list((runs / "again").glob("pseudo/*/provenance.json"))
     rest = []
-    monkeypatch.setattr(
-        distillation.Translator, "translate", lambda self, texts: rest.append(len(texts)) or real(self, texts)
-    )
+
+    def counts(self, texts, **prefixes):
+        rest.append(len(texts))
+        return real(self, texts, **prefixes)
+
+    monkeypatch.setattr(distillation.Translator, "translate", counts)
     pieces = read_corpus(pseudo_corpus(teacher, "a", data_of(folder), beam=2))
     assert rest == [10]
     assert (pieces.source, pieces.target) == (whole.source, whole.target)
@@ -194,3 +197,19 @@ def test_a_student_of_another_vocabulary_than_the_teacher_may_be_distilled(folde
 def test_a_non_autoregressive_teacher_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="not autoregressive"):
         toy.make("distilled", toy.config("distilled", folder, teacher=str(folder / "masked-toy")))
+
+
+def test_each_part_is_distilled_behind_its_prefix_and_keeps_it(folder: Path, teacher, tmp_path: Path) -> None:
+    own = read_corpus(data_of(folder, rows=8))
+    first, second = (f"{own.source[row].split()[0]} " for row in (0, 1))  # words that the teacher knows
+    part = {"path": str(folder / "dev.tsv"), "source": "source", "prefix": second}
+    data = data_of(folder, rows=8, prefix=first, also=[part], max_source_tokens=7)
+    found = pseudo_corpus(teacher, "a", data, beam=2)
+    assert [found.prefix, *(part.prefix for part in found.also)] == [first, second] and found.max_source_tokens == 7
+    assert len({found.path, found.also[0].path, pseudo_corpus(teacher, "a", data_of(folder, rows=8), beam=2).path}) == 3
+    text = read_corpus(data, need_target=False)
+    translations = Translator(teacher, DecodingOptions(beam=2)).translate(text.inputs)
+    pairs = zip(text.source, text.inputs, translations, strict=True)
+    wanted = [(source, given, best) for source, given, [(best, _), *_] in pairs if best]
+    pseudo = read_corpus(found)
+    assert list(zip(pseudo.source, pseudo.inputs, pseudo.target or [], strict=True)) == wanted

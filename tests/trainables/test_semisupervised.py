@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from energymt.data.batching import collate
 from energymt.data.corpus import DataConfig, read_corpus
 from energymt.data.neighbours import build_neighbours
 from energymt.data.sentence_vectors import SentenceEncoder
+from energymt.development import translate_dev
+from energymt.energies import QualityEnergy
 from energymt.errors import ConfigurationError, DataError
 from energymt.optimisation import make_optimizer
 from energymt.records import StepBatch
@@ -198,6 +201,55 @@ def seen(trainable: Any, steps: int = 6) -> set[tuple[int, ...]]:
 def test_a_target_of_the_unlabelled_text_is_not_read(folder: Path) -> None:
     columns = {"source": "source", "target": "no such column"}
     made("static", folder, unlabelled={"path": str(folder / "train.tsv"), **columns})
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic", "leave-one-out", "group"])
+def test_task_prefixes_are_read_by_the_translator_alone(name: str, folder: Path, monkeypatch) -> None:
+    """Several parts, each with a prefix of its own or none: estimators see the sources that people wrote."""
+    text = read_corpus(DataConfig(path=str(folder / "train.tsv"), source="source", target="target"))
+    starts = list(dict.fromkeys(line.split()[0] for line in text.source))
+    first, second, third = (f"{word} " * 2 for word in starts[:3])  # as no sentence begins
+    column, back = {"source": "source", "target": "target"}, {"source": "target", "target": "source"}
+    paths = [{"path": str(folder / file)} for file in ("train.tsv", "dev.tsv")]
+    trainable = made(
+        name,
+        folder,
+        train={**paths[0], **column, "prefix": first, "also": [{**paths[0], **back, "prefix": second}]},
+        dev={**paths[1], **column, "prefix": second, "also": [{**paths[1], **back}]},
+        unlabelled={**paths[0], **back, "prefix": third, "also": [{**paths[0], "source": "source"}]},
+    )
+    reader, words = trainable.energy.bridge.estimator, trainable.text.vocabulary
+    dev = trainable.text.dev_corpus
+    plain = {*text.source, *(text.target or []), *dev.source}
+    known = {tuple(reader.encode_source(words.as_plain_text(line))) for line in plain}
+    seen: list[tuple[int, ...]] = []
+    begin = QualityEnergy._begin
+
+    def watched(self, source, target):
+        read = self.bridge.source(source)
+        seen.extend(tuple(row[kept].tolist()) for row, kept in zip(read.ids_BS, read.mask_BS, strict=True))
+        return begin(self, source, target)
+
+    monkeypatch.setattr(QualityEnergy, "_begin", watched)
+    batches = trainable.plan.iterate()
+    inputs = {tuple(words.encode_source(line)) for line in [third + t for t in text.target or []] + text.source}
+    batch = next(batches)
+    for micro in batch.unlabelled:
+        rows = zip(micro.source.ids_BS, micro.source.mask_BS, strict=True)
+        assert {tuple(row[kept].tolist()) for row, kept in rows} <= inputs
+    assert {tuple(ids.tolist()) for ids in trainable.text.train.source_ids} == {
+        tuple(words.encode_source(line)) for line in trainable.text.train_corpus.inputs
+    }
+    toy.train(trainable, [batch, next(batches)])
+    heard: list[str] = []
+    judged = trainable.monitor.judges["quality"]
+    trainable.monitor.judges["quality"] = lambda s, t: (heard.extend(s), judged(s, t))[1]
+    values = trainable.evaluate()
+    given = replace(dev, source=dev.inputs, prefixes=None)
+    texts = [text for text, _ in translate_dev(trainable.model, given)]
+    assert values["dev/quality"] == pytest.approx(float(np.mean(judged(dev.source, texts))), abs=1e-5)
+    assert seen and set(seen) <= known
+    assert set(heard) <= set(dev.source) and heard
 
 
 def letters(texts: Sequence[str]) -> Any:

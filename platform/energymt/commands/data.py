@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from energymt.commands import selection
+from energymt.commands import selection, speech
 from energymt.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True)
-for name, command in selection.COMMANDS.items():
+for name, command in {**selection.COMMANDS, **speech.DATA_COMMANDS}.items():
     app.command(name)(command)
 
 
 @app.callback()
 def data() -> None:
-    """Judge translators' outputs, keep good pairs, find the neighbours of sentences."""
+    """Judge translators' outputs, keep good pairs, find the neighbours of sentences, make spoken digits."""
 
 
 @app.command()
@@ -29,6 +29,7 @@ def judge(
     target: Annotated[str | None, typer.Option(help="Column of the references.")] = None,
     target_path: Annotated[str | None, typer.Option(help="File of references, for a pair of text files.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only this many pairs from the start.")] = None,
+    prefix: Annotated[str, typer.Option(help="Task prefix before each source (T5); spaces included.")] = "",
     damage: Annotated[
         list[float] | None,
         typer.Option(min=0, max=1, help="Also a version of each translation with this share of damaged words."),
@@ -53,7 +54,8 @@ def judge(
 
     if not output.absolute().parent.is_dir():
         raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
-    corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, rows=rows))
+    where = DataConfig(path=data, source=source, target=target, target_path=target_path, rows=rows, prefix=prefix)
+    corpus = read_corpus(where)
     options = DecodingOptions(beam=beam, length_beam=1, iterations=iterations)
     lines = ["\t".join(COLUMNS)]
     for line in judged(models, corpus, options, damage or (), seed, unrelated=unrelated, cut=cut):

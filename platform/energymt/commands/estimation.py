@@ -22,6 +22,7 @@ def meta_evaluate(
     score: Annotated[str, typer.Option(help="Column of the judgements, higher is better.")],
     baseline: Annotated[list[str] | None, typer.Option(help="Column of another score; repeatable.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Translator whose log-probability is a baseline.")] = None,
+    prefix: Annotated[str, typer.Option(help="Task prefix before each source that --teacher reads.")] = "",
     only: Annotated[str | None, typer.Option(help="column=value: only these lines.")] = None,
     json_file: Json = None,
 ) -> int:
@@ -35,7 +36,7 @@ def meta_evaluate(
         raise ConfigurationError(f"--only {only}: write column=value.")
     found = meta_evaluate(
         estimator,
-        DataConfig(path=data, source=source, target=target),
+        DataConfig(path=data, source=source, target=target, prefix=prefix),
         score,
         baselines=baseline or (),
         teacher=teacher,

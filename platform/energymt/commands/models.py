@@ -17,11 +17,11 @@ Out = Annotated[Path, typer.Argument(help="Folder to write.")]
 @app.command("import")
 def import_(
     checkpoint: Annotated[
-        str, typer.Argument(help="Folder or Hugging Face id of an encoder-decoder or COMET checkpoint.")
+        str, typer.Argument(help="Folder or Hugging Face id of an encoder-decoder, Whisper or COMET checkpoint.")
     ],
     out: Out,
     source_language: Annotated[
-        str | None, typer.Option(help="Code of the source language (mBART, M2M100, NLLB).")
+        str | None, typer.Option(help="Code of the source language (mBART, M2M100, NLLB), or of that spoken (Whisper).")
     ] = None,
     target_language: Annotated[str | None, typer.Option(help="Code of the target language.")] = None,
     source_prefix: Annotated[
@@ -32,7 +32,10 @@ def import_(
         typer.Option(help="Address of the encoder's tokenizer and config.json (COMET); default: as it names."),
     ] = None,
 ) -> None:
-    """Make a model folder of a Hugging Face encoder-decoder (Marian, BART, mBART, T5, M2M100, NLLB) or COMET metric."""
+    """Make a model folder of a Hugging Face encoder-decoder (Marian, BART, mBART, T5, M2M100, NLLB) or COMET metric.
+
+    Whisper is imported, too: it writes down what is spoken, or with the target language `en` translates it.
+    """
     from energymt.data.hub import HubVocabulary
     from energymt.models.comet_settings import SETTINGS_FILE
     from energymt.models.transformer import TransformerTranslator
@@ -52,12 +55,37 @@ def import_(
         )
     if tokenizer is not None:
         raise ConfigurationError(f"{checkpoint} is no COMET checkpoint and has its own tokenizer: drop --tokenizer.")
+    if _model_type(folder) == "whisper":
+        if source_prefix:
+            raise ConfigurationError(f"{checkpoint} hears sound: drop --source-prefix.")
+        return _import_whisper(checkpoint, folder, out, source_language, target_language)
     vocabulary = HubVocabulary.open(
         folder, source_language=source_language, target_language=target_language, source_prefix=source_prefix
     )
     model = TransformerTranslator.from_checkpoint(folder, vocabulary, vocabulary.target_code)
     model.save_pretrained(out, {"imported": checkpoint})
     typer.echo(f"{out} holds {type(model.network).__name__} with {vocabulary.size:,} tokens.")
+
+
+def _model_type(folder: Path) -> str | None:
+    import json
+
+    try:
+        value = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        raise StorageError(f"{folder / 'config.json'} is damaged; copy the checkpoint again.") from None
+    return value if isinstance(value, str) else None
+
+
+def _import_whisper(checkpoint: str, folder: Path, out: Path, spoken: str | None, written: str | None) -> None:
+    from energymt.models.speech import SpeechTransformer
+
+    if written not in (None, "en", spoken):
+        raise ConfigurationError(f"Whisper writes the language that is spoken, or English, and not {written!r}.")
+    task: Literal["transcribe", "translate"] = "transcribe" if written in (None, spoken) else "translate"
+    model = SpeechTransformer.from_checkpoint(folder, spoken, task)
+    model.save_pretrained(out, {"imported": checkpoint})
+    typer.echo(f"{out} holds {type(model.network).__name__} with {model.vocabulary.size:,} tokens.")
 
 
 def _import_comet(checkpoint: str, out: Path, tokenizer: str | None) -> None:

@@ -28,6 +28,8 @@ def filter_data(
     target_path: Annotated[str | None, typer.Option(help="File of translations, for a pair of text files.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Keep what scores this or more (QE-EBM: 0.7).")] = None,
     quantile: Annotated[float | None, typer.Option(help="Keep this share of the pairs, the best ones.")] = None,
+    share: Annotated[float, typer.Option(help="As `train.share` of the run: choose from it alone.")] = 1.0,
+    share_seed: Annotated[int, typer.Option(min=0, help="As `train.share_seed` of the run.")] = 1,
 ) -> None:
     """Keep the pairs that a quality estimator finds good. No pair is ever scored twice, also not by a second call."""
     from energymt.data.corpus import DataConfig, read_corpus
@@ -36,9 +38,13 @@ def filter_data(
     from energymt.storage import runs_root
 
     criterion = Criterion(threshold, quantile)
+    _require_share(share)
     if not output.absolute().parent.is_dir():
         raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
-    corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path))
+    where = DataConfig(
+        path=data, source=source, target=target, target_path=target_path, share=share, share_seed=share_seed
+    )
+    corpus = read_corpus(where)
     with _opened(estimator) as (folder, score):
         store = ScoreStore(runs_root() / "scores", folder_fingerprint(folder))
         kept = filter_pairs(corpus, criterion, _told(score), store)
@@ -48,6 +54,11 @@ def filter_data(
     write_atomically(output, "\n".join(lines) + "\n")
     typer.echo(f"{output} holds {len(kept.scores):,} of {len(corpus):,} pairs, which score {kept.least:.4f} or more.")
     typer.echo(_quantiles(kept.scores_N))
+
+
+def _require_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ConfigurationError(f"--share is above 0 and at most 1, and not {share:g}.")
 
 
 @contextmanager
@@ -130,8 +141,7 @@ def neighbours(
 
     if (model is None) == (sentence_transformer is None):
         raise ConfigurationError("Vectors come from a translator or from --sentence-transformer: name one of the two.")
-    if not 0 < share <= 1:
-        raise ConfigurationError(f"--share is above 0 and at most 1, and not {share:g}.")
+    _require_share(share)
     chosen = _sources(labelled, source, share=share, share_seed=share_seed)
     others = _sources(unlabelled, source)
     found = build_neighbours(output, chosen, others, _encoder(model, sentence_transformer), count)

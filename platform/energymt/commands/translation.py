@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from energymt.commands.perturbation import Alpha, Norms, Proxy, Steps, Trust, perturbation_options
 from energymt.errors import ConfigurationError, DataError, StorageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ Engine = Literal["torch", "ctranslate2", "onnx"]
 Beam = Annotated[int, typer.Option(min=1, help="Beam of an autoregressive model; 1 is greedy.")]
 LengthBeam = Annotated[int, typer.Option(min=1, help="Lengths that a non-autoregressive model tries.")]
 Iterations = Annotated[int, typer.Option(min=1, help="Mask-predict iterations of a non-autoregressive model.")]
+Prefix = Annotated[str, typer.Option(help="Task prefix before each source (T5); spaces included.")]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,12 @@ def translate(
     engine: Annotated[Engine, typer.Option(help="torch, or an export made by `energymt models export`.")] = "torch",
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Precision of the export.")] = "fp32",
     tokens_per_batch: Annotated[int, typer.Option(min=1, help="Tokens translated at once.")] = 8192,
+    prefix: Prefix = "",
+    proxy: Proxy = None,
+    alpha: Alpha = None,
+    norm: Norms = "relative",
+    alpha_steps: Steps = 1,
+    trust: Trust = 0.0,
 ) -> int:
     """Translate stdin to stdout, line by line, in order."""
     from energymt.decoding.console import translate_stream
@@ -60,8 +68,10 @@ def translate(
         length_penalty=length_penalty,
         patience=patience,
         tokens_per_batch=tokens_per_batch,
+        prefix=prefix,
     )
-    translate_stream(model, options, rerank=rerank, engine=engine, precision=precision)
+    change = perturbation_options(proxy, alpha, norm, alpha_steps, trust)
+    translate_stream(model, options, rerank=rerank, change=change, engine=engine, precision=precision)
     return 0
 
 
@@ -72,6 +82,7 @@ def score(
     reference: Annotated[
         Path | None, typer.Option(help="References, one a line, for a metric that compares with them.")
     ] = None,
+    prefix: Annotated[str, typer.Option(help="Task prefix before each source that a teacher reads.")] = "",
 ) -> int:
     """Print a number a line: a teacher's energy (nats, lower is better) or an estimator's score (higher is better)."""
     from energymt.models.comet_settings import SETTINGS_FILE
@@ -95,19 +106,19 @@ def score(
             f"{energy} is no quality estimator, and nothing else reads references: drop --reference."
         )
     else:
-        values = _energies(energy, source, target)
+        values = _energies(energy, source, target, prefix)
     for value in values:
         typer.echo(f"{value:.4f}")
     return 0
 
 
-def _energies(address: str, source: Path, target: Path) -> Iterator[float]:
+def _energies(address: str, source: Path, target: Path, prefix: str) -> Iterator[float]:
     from energymt.data.corpus import DataConfig, read_corpus
     from energymt.evaluation import energies_of, load_teacher
 
-    corpus = read_corpus(DataConfig(path=str(source), target_path=str(target), format="text"))
+    corpus = read_corpus(DataConfig(path=str(source), target_path=str(target), format="text", prefix=prefix))
     assert corpus.target is not None
-    yield from energies_of(load_teacher(address), corpus.source, corpus.target)
+    yield from energies_of(load_teacher(address), corpus.inputs, corpus.target)
 
 
 def _qualities(folder: Path, files: dict[str, Path]) -> Iterator[float]:
@@ -187,6 +198,7 @@ def evaluate(
     source: Annotated[str | None, typer.Option(help="Column of the source text.")] = None,
     target: Annotated[str | None, typer.Option(help="Column of the references.")] = None,
     target_path: Annotated[str | None, typer.Option(help="File of references, for a pair of text files.")] = None,
+    prefix: Prefix = "",
     against: Annotated[str | None, typer.Option(help="Address of a second model, compared pairwise.")] = None,
     energy: Annotated[str | None, typer.Option(help="Address of a teacher: adds its energy of each output.")] = None,
     judge: Annotated[
@@ -212,7 +224,7 @@ def evaluate(
     for option, file in (("--json", json_file), ("--output", output)):
         if file is not None and not file.absolute().parent.is_dir():
             raise ConfigurationError(f"The folder of {option} {file} does not exist; make it first.")
-    corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path))
+    corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, prefix=prefix))
     options = DecodingOptions(beam=beam, length_beam=length_beam, iterations=iterations)
     addresses = [model] if against is None else [model, against]
     result = evaluate_models(

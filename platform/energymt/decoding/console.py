@@ -12,23 +12,33 @@ from typing import IO, Any
 import torch
 
 from energymt.data.vocabulary import require_same
+from energymt.decoding.perturbed import perturbed
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.devices import choose_device
-from energymt.errors import DataError
+from energymt.errors import ConfigurationError, DataError
 from energymt.models import load_translator
 from energymt.models.comet_settings import SETTINGS_FILE
 from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
 from energymt.models.scoring import needs_references, score_lines
+from energymt.perturbation import PerturbationOptions, open_perturbation
 from energymt.quality import POOL, open_quality
 from energymt.storage import fetch
 
 
 def translate_stream(
-    address: str, options: DecodingOptions, *, rerank: str | None, engine: str, precision: str
+    address: str,
+    options: DecodingOptions,
+    *,
+    rerank: str | None,
+    change: PerturbationOptions | None = None,
+    engine: str,
+    precision: str,
 ) -> None:
     """Translate the lines of stdin; with `n_best` above 1 each is written as `number ||| text ||| score`."""
     with ExitStack() as held:
-        translator = open_translator(fetch(address), options, held, rerank=rerank, engine=engine, precision=precision)
+        translator = open_translator(
+            fetch(address), options, held, rerank=rerank, change=change, engine=engine, precision=precision
+        )
         lines = read_lines(sys.stdin.buffer)
         for number, translations in enumerate(_with_progress(translator.stream(lines))):
             for text, hypothesis in translations:
@@ -36,15 +46,26 @@ def translate_stream(
 
 
 def open_translator(
-    folder: Path, options: DecodingOptions, held: ExitStack, *, rerank: str | None, engine: str, precision: str
+    folder: Path,
+    options: DecodingOptions,
+    held: ExitStack,
+    *,
+    rerank: str | None,
+    change: PerturbationOptions | None = None,
+    engine: str,
+    precision: str,
 ) -> Translator:
     """A model folder with one of the engines; `rerank` is the address of a teacher, estimator or pool that chooses.
 
-    An estimator that compares with references is given the other candidates for them (minimum Bayes risk). `held`
-    closes the connection to a pool.
+    An estimator that compares with references is given the other candidates for them (minimum Bayes risk). `change`
+    nudges the encoder states. `held` closes the connection to a pool.
     """
     if engine == "torch":
         model: Any = load_translator(folder)
+        if change is not None:
+            model = perturbed(model, open_perturbation(change, model, str(folder)))
+    elif change is not None:
+        raise ConfigurationError(f"A proxy reads encoder states, and the {engine} engine shows none: drop --engine.")
     else:
         from energymt.export import load_export
 

@@ -80,8 +80,10 @@ class DecodingOptions(BaseModel):
     """Tokens of a batch: sentences × longest of them × beam (or length beam)."""
     window: int = Field(default=1024, ge=1)
     """Most lines of a stream that are read ahead and sorted by length."""
+    prefix: str = ""
+    """Task prefix of every source, spaces included; what ranks the candidates' text does not read it."""
     max_source_tokens: int | None = Field(default=None, ge=1)
-    """Longest source, end token included; the rest of a longer line is cut off. None: what the model can take."""
+    """Longest source, prefix and end token included; the rest of a longer line is cut off. None: what a model takes."""
 
 
 class Translator:
@@ -123,18 +125,22 @@ class Translator:
             raise ConfigurationError(
                 f"n_best is {self.options.n_best} and {name} {self.candidates}: raise {name} or lower n_best."
             )
+        self.given = self.options.n_best
         ranked = quality is not None or utility is not None
         self.kept = self.candidates if ranked else self.options.n_best  # until the text is ranked
 
-    def translate(self, texts: Sequence[str], lengths: Sequence[int] | None = None) -> list[list[Translation]]:
+    def translate(
+        self, texts: Sequence[str], lengths: Sequence[int] | None = None, prefixes: Sequence[str] | None = None
+    ) -> list[list[Translation]]:
         """Up to `n_best` translations of each text, best first. An empty text has one empty translation.
 
         Args:
             texts: one sentence each.
             lengths: lengths of the translations in tokens (oracle), for non-autoregressive models.
+            prefixes: task prefix of each text; None: that of the options.
         """
         self._check_lengths(lengths, len(texts))
-        return self._translate(texts, lengths, first_line=1)
+        return self._translate(texts, lengths, prefixes, first_line=1)
 
     def stream(self, lines: Iterable[str]) -> Iterator[list[Translation]]:
         """Translations of each line, in order, while lines are still coming in.
@@ -150,7 +156,7 @@ class Translator:
                 texts.extend(line.rstrip("\r\n") for line in islice(lines, size))
             except DataError as error:
                 trouble = error
-            yield from self._translate(texts, None, first_line)
+            yield from self._translate(texts, None, None, first_line)
             if len(texts) < size:
                 break
             first_line += len(texts)
@@ -163,7 +169,7 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """The same from encoded sources (end token included) to hypotheses; without `quality`, which reads text."""
         self._check_lengths(lengths, len(sources))
-        return [hypotheses[: self.options.n_best] for hypotheses in self._found(sources, lengths)]
+        return [hypotheses[: self.given] for hypotheses in self._found(sources, lengths)]
 
     def _found(self, sources: Sequence[Sequence[int]], lengths: Sequence[int] | None) -> list[list[Hypothesis]]:
         """The `kept` best hypotheses of each encoded source."""
@@ -183,9 +189,15 @@ class Translator:
             raise ConfigurationError(f"{len(lengths)} lengths were given for {sentences} sentences.")
 
     def _translate(
-        self, texts: Sequence[str], lengths: Sequence[int] | None, first_line: int
+        self,
+        texts: Sequence[str],
+        lengths: Sequence[int] | None,
+        prefixes: Sequence[str] | None,
+        first_line: int,
     ) -> list[list[Translation]]:
-        sources = [self._encode(text, line) for line, text in enumerate(texts, first_line)]
+        prefixes = [self.options.prefix] * len(texts) if prefixes is None else prefixes
+        pairs = zip(prefixes, texts, strict=True)
+        sources = [self._encode(prefix, text, line) for line, (prefix, text) in enumerate(pairs, first_line)]
         full = [row for row, ids in enumerate(sources) if ids]
         chosen = None if lengths is None else [lengths[row] for row in full]
         words = self.model.vocabulary
@@ -199,13 +211,13 @@ class Translator:
             found = rerank_by_consensus(found, [words.as_plain_text(texts[row]) for row in full], self.utility)
         translations: list[list[Translation]] = [[("", Hypothesis((), 0.0, 0.0))] for _ in texts]
         for row, ranked in zip(full, found, strict=True):
-            translations[row] = ranked[: self.options.n_best]
+            translations[row] = ranked[: self.given]
         return translations
 
-    def _encode(self, text: str, line: int) -> list[int]:
-        """The source's ids, cut to what the model can take; none for a line without text."""
+    def _encode(self, prefix: str, text: str, line: int) -> list[int]:
+        """The source's ids behind those of its prefix, cut to what the model can take; none for a line without text."""
         vocabulary = self.model.vocabulary
-        ids = vocabulary.encode_source(text) if text.strip() else []
+        ids = vocabulary.encode_source(prefix + text) if text.strip() else []
         limits = [limit for limit in (self.options.max_source_tokens, self.model.longest) if limit is not None]
         if not limits or len(ids) <= min(limits):
             return ids

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from energymt.export.folder import check_choice, default_folder, find_export, weights_fingerprint
-from energymt.folders import atomic_folder, write_manifest
+from energymt.errors import ConfigurationError
+from energymt.export.folder import check_choice, default_folder, find_export
+from energymt.folders import atomic_folder, weights_fingerprint, write_manifest
 
 if TYPE_CHECKING:
     from energymt.export.ctranslate import CTranslateTranslator
@@ -31,6 +32,8 @@ def export_model(folder: Path, kind: str, precision: str = "fp32", out: Path | N
 
     check_choice(kind, precision)
     model, int8 = load_translator(folder), precision == "int8"
+    if getattr(model, "prompt", 0):
+        raise ConfigurationError(f"{folder} has a learnt prompt before every source, and no export has: use torch.")
     out = out or default_folder(folder, kind, precision)
     with atomic_folder(out) as part:
         if kind == "ctranslate2":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from energymt.errors import ConfigurationError, StorageError
-from energymt.folders import verify_manifest
+from energymt.folders import verify_manifest, weights_fingerprint
 
 DESCRIPTION_FILE = "export.json"
 KINDS = ("ctranslate2", "onnx")
@@ -65,12 +64,3 @@ def read_description(folder: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise StorageError(f"{file} cannot be read ({error}); export the model again.") from None
-
-
-def weights_fingerprint(model: Path) -> str:
-    """sha256 over the model's weight files."""
-    digest = hashlib.sha256()
-    for file in sorted(model.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

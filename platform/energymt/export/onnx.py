@@ -23,7 +23,7 @@ from energymt.decoding.rerank import Rank
 from energymt.errors import ConfigurationError, DivergenceError
 from energymt.export.folder import read_description, write_description
 from energymt.models.translator import Memory, NonautoregressiveModel
-from energymt.records import Hypothesis, Source
+from energymt.records import Hypothesis, Input, Source, text_of
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +81,8 @@ class OnnxTranslator(NonautoregressiveModel):
     def longest(self) -> int:
         return int(self._description["longest"])
 
-    def encode(self, source: Source) -> Memory:
+    def encode(self, source: Input) -> Memory:
+        source = text_of(source)
         inputs = {"source": source.ids_BS.numpy(), "source_mask": source.mask_BS.numpy()}
         states, length_logp = self._run("encoder", ["states", "length_logp"], inputs)
         return Memory(torch.from_numpy(states), source.mask_BS, torch.from_numpy(length_logp))

@@ -53,20 +53,7 @@ def load_estimator(folder: Path | str, order: Order = "comet") -> QualityEstimat
             way than token ids.
     """
     folder = Path(folder)
-    file = folder / ESTIMATOR_FILE
-    if not file.is_file():
-        hint = (
-            "name a folder that `energymt train estimator` or `energymt models import` (of a COMET checkpoint) wrote."
-        )
-        if (folder / "hparams.yaml").is_file():
-            hint = f"it is a COMET checkpoint: make an estimator of it first (energymt models import {folder} FOLDER)."
-        raise StorageError(f"{folder} holds no estimator ({ESTIMATOR_FILE} is missing); {hint}")
-    try:
-        config = EstimatorConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:  # no JSON, or not these keys
-        raise StorageError(
-            f"{file} is damaged ({' '.join(str(error).split())}); copy the whole folder again."
-        ) from None
+    config = read_estimator_config(folder)
     vocabulary = load_vocabulary(folder)
     if not isinstance(vocabulary, HubVocabulary):
         raise StorageError(f"{folder} holds a {vocabulary.kind} vocabulary, which no estimator has; convert it again.")
@@ -82,6 +69,28 @@ def load_estimator(folder: Path | str, order: Order = "comet") -> QualityEstimat
     estimator.eval().requires_grad_(False)
     _require_identity(estimator)
     return estimator
+
+
+def read_estimator_config(folder: Path) -> EstimatorConfig:
+    """What kind of estimator a folder holds, without its weights.
+
+    Raises:
+        StorageError: it holds none, or a damaged one.
+    """
+    file = folder / ESTIMATOR_FILE
+    if not file.is_file():
+        hint = (
+            "name a folder that `energymt train estimator` or `energymt models import` (of a COMET checkpoint) wrote."
+        )
+        if (folder / "hparams.yaml").is_file():
+            hint = f"it is a COMET checkpoint: make an estimator of it first (energymt models import {folder} FOLDER)."
+        raise StorageError(f"{folder} holds no estimator ({ESTIMATOR_FILE} is missing); {hint}")
+    try:
+        return EstimatorConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:  # no JSON, or not these keys
+        raise StorageError(
+            f"{file} is damaged ({' '.join(str(error).split())}); copy the whole folder again."
+        ) from None
 
 
 def load_table(folder: Path | str) -> tuple[Tensor, HubVocabulary]:

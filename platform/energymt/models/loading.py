@@ -14,6 +14,7 @@ from energymt.data.vocabulary import Vocabulary, load_vocabulary
 from energymt.errors import StorageError
 from energymt.models.masked import MaskedConfig, MaskedTranslator
 from energymt.models.recurrent import RecurrentConfig, RecurrentTranslator, TaggerConfig, TaggerTranslator
+from energymt.models.speech import SpeechTransformer
 from energymt.models.transformer import TransformerTranslator
 from energymt.models.translator import (
     ARCHITECTURE_FILE,
@@ -37,6 +38,7 @@ def _with_weights(make: Callable[[dict[str, Any], Vocabulary], AnyTranslator]) -
 
 LOADERS: dict[str, Loader] = {
     "transformer": TransformerTranslator.load,
+    "speech": SpeechTransformer.load,
     "recurrent": _with_weights(lambda config, words: RecurrentTranslator(RecurrentConfig(**config), words)),
     "masked": _with_weights(lambda config, words: MaskedTranslator(MaskedConfig(**config), words)),
     "tagger": _with_weights(lambda config, words: TaggerTranslator(TaggerConfig(**config), words)),

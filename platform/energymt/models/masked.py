@@ -15,7 +15,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.models.translator import LengthHead, Memory, NonautoregressiveModel
-from energymt.records import Source
+from energymt.records import Input, text_of
 
 
 class MaskedConfig(BaseModel):
@@ -116,7 +116,8 @@ class MaskedTranslator(NonautoregressiveModel):
             nn.init.normal_(table.weight, std=config.width**-0.5)
         self.scale = config.width**0.5
 
-    def encode(self, source: Source) -> Memory:
+    def encode(self, source: Input) -> Memory:
+        source = text_of(source)
         token_B1D = self.length_token.expand(len(source.ids_BS), 1, -1)
         x_BSD = torch.cat([token_B1D, self.embedding(source.ids_BS)], dim=1)
         x_BSD = self._place(x_BSD, self.source_positions)

@@ -1,4 +1,4 @@
-"""What every trained network is, translator or estimator: a module with a vocabulary that is kept in a folder."""
+"""What every trained network is, translator, estimator or proxy: a module that is kept in a folder."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import torch
 from torch import nn
 
 from energymt import __version__
-from energymt.data.vocabulary import Vocabulary
 from energymt.errors import StorageError
 from energymt.folders import atomic_folder, write_manifest
 
 
 class Network(nn.Module, ABC):
-    """A network with a vocabulary, kept in a folder of safetensors, JSON and the vocabulary's own files."""
+    """A network, kept in a folder of safetensors and JSON, with a vocabulary's own files where it has one."""
 
     architecture: ClassVar[str]
     FILE: ClassVar[str]
     """By which a folder of this kind of network is known."""
-    vocabulary: Vocabulary
 
     @abstractmethod
     def save(self, folder: Path) -> None:

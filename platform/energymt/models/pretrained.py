@@ -21,3 +21,14 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """No warnings of transformers inside the block: of how a table should grow, say. Errors are told."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.models.translator import AutoregressiveModel, LengthHead, Memory, NonautoregressiveModel
-from energymt.records import Projection, Source
+from energymt.records import Input, Projection, text_of
 
 LstmState = tuple[Tensor, Tensor]
 
@@ -114,7 +114,8 @@ class RecurrentTranslator(AutoregressiveModel):
     def embedding_VD(self) -> Tensor:
         return self.embedding.weight
 
-    def encode(self, source: Source) -> Memory:
+    def encode(self, source: Input) -> Memory:
+        source = text_of(source)
         return Memory(self.encoder(self.embedding(source.ids_BS), source.mask_BS), source.mask_BS)
 
     def decode(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -200,7 +201,8 @@ class TaggerTranslator(NonautoregressiveModel):
         self.length = LengthHead(config.embedding, config.longest)
         nn.init.normal_(self.embedding.weight, std=config.embedding**-0.5)
 
-    def encode(self, source: Source) -> Memory:
+    def encode(self, source: Input) -> Memory:
+        source = text_of(source)
         states_BSD = self.embedding(source.ids_BS)
         weights = source.mask_BS.to(states_BSD.dtype).unsqueeze(-1)
         # The sum, not the mean: the length of the target follows the length of the source.

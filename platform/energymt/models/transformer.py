@@ -9,7 +9,6 @@ states when they are first asked for: logits made in two ways must agree, or the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,15 +18,16 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, MarianConfig, MarianMTModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from energymt.data.vocabulary import Vocabulary
 from energymt.errors import ConfigurationError
 from energymt.models.adapters import without_adapters
 from energymt.models.pretrained import without_bars
+from energymt.models.prompts import add_prompt, without_prompts
 from energymt.models.translator import AutoregressiveModel, Memory
-from energymt.records import Projection, Source
+from energymt.records import Input, Projection, Source, text_of
 
 
 class TransformerConfig(BaseModel):
@@ -87,11 +87,14 @@ class TransformerTranslator(AutoregressiveModel):
 
     architecture = "transformer"
 
-    def __init__(self, network: PreTrainedModel, vocabulary: Vocabulary, prefix_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, network: PreTrainedModel, vocabulary: Vocabulary, prefix_ids: tuple[int, ...], prompt: int = 0
+    ) -> None:
         super().__init__()
         self.network = network
         self.vocabulary = vocabulary
         self.prefix_ids = prefix_ids
+        self.prompt = prompt  # learnt vectors before every source: the last rows of the table
         rows = self.embedding_VD.shape[0]
         if rows < vocabulary.size:
             raise ConfigurationError(
@@ -152,12 +155,17 @@ class TransformerTranslator(AutoregressiveModel):
     def longest(self) -> int | None:
         # T5 has relative positions, and no bound.
         positions = getattr(self.network.config, "max_position_embeddings", None)
-        return None if positions is None else positions - len(self.prefix_ids)
+        return None if positions is None else positions - max(len(self.prefix_ids), self.prompt)
 
-    def encode(self, source: Source) -> Memory:
-        encoder = self.network.get_encoder()
+    def encode(self, source: Input) -> Memory:
+        source, encoder = self._prompted(text_of(source)), self.network.get_encoder()
         states = encoder(input_ids=source.ids_BS, attention_mask=source.mask_BS.long()).last_hidden_state
         return Memory(states, source.mask_BS)
+
+    def learn_prompt(self, tokens: int) -> None:
+        """Put a prompt before every source from now on, which alone is learnt (`energymt.models.prompts`)."""
+        add_prompt(self.network, tokens, self.vocabulary.size)
+        self.prompt += tokens
 
     def decode(self, memory: Memory, target_BT: Tensor, mask_BT: Tensor) -> Tensor:
         return self._logits(memory, decoder_input_ids=self._decoder_ids(target_BT, mask_BT))
@@ -182,7 +190,7 @@ class TransformerTranslator(AutoregressiveModel):
         return self._advance(state.memory, state.cache, ids_R.unsqueeze(1))
 
     def description(self) -> dict[str, Any]:
-        return {"prefix_ids": list(self.prefix_ids)}
+        return {"prefix_ids": list(self.prefix_ids), **({"prompt": self.prompt} if self.prompt else {})}
 
     def save(self, folder: Path) -> None:
         super().save(folder)
@@ -192,7 +200,7 @@ class TransformerTranslator(AutoregressiveModel):
 
     def save_weights(self, folder: Path) -> None:
         with without_bars():
-            without_adapters(self.network).save_pretrained(folder, safe_serialization=True)
+            without_prompts(without_adapters(self.network)).save_pretrained(folder, safe_serialization=True)
 
     def load_weights(self, folder: Path) -> None:
         self.network.load_state_dict(_read(folder).state_dict(), strict=True)
@@ -201,7 +209,17 @@ class TransformerTranslator(AutoregressiveModel):
     def load(folder: Path, vocabulary: Vocabulary, config: dict[str, Any]) -> TransformerTranslator:
         """Read back what `save` wrote."""
         network = _read(folder)
-        return TransformerTranslator(network, vocabulary, tuple(config["prefix_ids"]))
+        return TransformerTranslator(network, vocabulary, tuple(config["prefix_ids"]), config.get("prompt", 0))
+
+    def _prompted(self, source: Source) -> Source:
+        """The same with the ids of the prompt before each sentence."""
+        if not self.prompt:
+            return source
+        last = self.network.get_encoder().get_input_embeddings()
+        rows = getattr(last, "table", last).num_embeddings
+        ids_BP = torch.arange(rows - self.prompt, rows, device=source.ids_BS.device).expand(len(source), -1)
+        there_BP = torch.ones_like(ids_BP, dtype=torch.bool)
+        return Source(torch.cat([ids_BP, source.ids_BS], dim=1), torch.cat([there_BP, source.mask_BS], dim=1))
 
     def _prefix(self, rows: int, device: torch.device) -> Tensor:
         return torch.tensor([self.prefix_ids], device=device).expand(rows, -1)
@@ -228,13 +246,17 @@ class TransformerTranslator(AutoregressiveModel):
         output = self.network.get_decoder()(
             input_ids=self._decoder_ids(target_BT, mask_BT),
             encoder_hidden_states=memory.states_BSD,
-            encoder_attention_mask=memory.mask_BS.long(),
             use_cache=False,
+            **self._attended(memory),
         )
         hidden_BUH = output.last_hidden_state[:, len(self.prefix_ids) - 1 :] * scale
         matrix_VH = self.network.get_output_embeddings().weight[: self.vocabulary.size]
         bias_1V = getattr(self.network, "final_logits_bias", None)
         return Projection(hidden_BUH, matrix_VH, None if bias_1V is None else bias_1V[0, : self.vocabulary.size])
+
+    def _attended(self, memory: Memory) -> dict[str, Tensor]:
+        """What the decoder by itself is told of the states that it may attend to."""
+        return {"encoder_attention_mask": memory.mask_BS.long()}
 
     def _advance(self, memory: Memory, cache: Any, ids: Tensor) -> tuple[TransformerState, Tensor]:
         output = self.network(
@@ -276,6 +298,10 @@ class TransformerTranslator(AutoregressiveModel):
             )
         return scale
 
+    def probe(self, ids: Tensor) -> Input:
+        """A source to measure with, that has something to do with these ids or not."""
+        return Source(ids, torch.ones_like(ids, dtype=torch.bool))
+
     @torch.no_grad()
     def _measure(
         self, logits_of: Callable[[Memory, Tensor, Tensor, float], Tensor], scales: tuple[float, ...]
@@ -287,7 +313,7 @@ class TransformerTranslator(AutoregressiveModel):
         ids = torch.arange(4, 8, device=device).clamp(max=self.vocabulary.size - 1).unsqueeze(0)
         mask = torch.ones_like(ids, dtype=torch.bool)
         with torch.autocast(device.type, enabled=False):  # in the middle of a step, say
-            memory = self.encode(Source(ids, mask))
+            memory = self.encode(self.probe(ids))
             wanted = self.decode(memory, ids, mask)
             gaps = {scale: (logits_of(memory, ids, mask, scale) - wanted).abs().max().item() for scale in scales}
         self.train(was_training)
@@ -316,13 +342,3 @@ def start_tokens(network: PreTrainedModel, target_code: int | None) -> tuple[int
     if forced is None:
         forced = getattr(config, "forced_bos_token_id", None)
     return (start,) if forced is None else (start, forced)
-
-
-def is_hub_checkpoint(folder: Path) -> bool:
-    """Whether the folder is a plain Hugging Face encoder-decoder checkpoint."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return False
-    return bool(json.loads(file.read_text(encoding="utf-8")).get("is_encoder_decoder")) or bool(
-        AutoConfig.from_pretrained(folder).is_encoder_decoder
-    )

@@ -14,10 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from energymt.data.vocabulary import Vocabulary
 from energymt.errors import ConfigurationError
 from energymt.models.network import Network
 from energymt.models.publishing import push_folder
-from energymt.records import Projection, Source
+from energymt.records import Input, Projection
 
 ARCHITECTURE_FILE = "translator.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -54,11 +55,16 @@ class TranslationModel(Network):
     """A translator, autoregressive or not."""
 
     FILE = ARCHITECTURE_FILE
+    vocabulary: Vocabulary
     heads: nn.ModuleDict
 
     @abstractmethod
-    def encode(self, source: Source) -> Memory:
-        """Encoder states of a batch of sources."""
+    def encode(self, source: Input) -> Memory:
+        """Encoder states of a batch of sources, text or sound.
+
+        Raises:
+            ConfigurationError: if it is the other of the two.
+        """
 
     @abstractmethod
     def description(self) -> dict[str, Any]:

@@ -9,11 +9,14 @@ import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import mlflow
+import numpy as np
 import pandas as pd
+from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
 
 import energymt
 from energymt.errors import StorageError
@@ -22,7 +25,6 @@ from energymt.tracking import tracking_uri
 from energymt.tracking.store import OUTAGE, current_store, ensure_experiment, first_line, open_client
 
 CHAMPION = "champion"
-TRANSLATOR_CODE, ESTIMATOR_CODE = (Path(__file__).with_name(f"{kind}_model.py") for kind in ("translator", "estimator"))
 REQUIREMENTS = ("torch", "transformers", "sentencepiece", "safetensors", "numpy", "pydantic", "pyyaml", "mlflow")
 METRIC_TAG, MODE_TAG, VALUE_TAG, CONTENT_TAG = "metric", "metric_mode", "metric_value", "content_sha256"
 # The signature follows from it: lines of text and whole numbers, of which 0 means "the default of the model's kind".
@@ -104,24 +106,38 @@ def _known(client: MlflowClient, name: str, run_id: str, content: str) -> Regist
 def _log(client: MlflowClient, uri: str, folder: Path, name: str, run_id: str | None) -> str:
     if run_id is None:
         run_id = client.create_run(ensure_experiment(client, uri, "registered"), run_name=name).info.run_id
-    from energymt.models.estimator_folder import ESTIMATOR_FILE
-
     before = client.get_run(run_id).info
-    scores = (folder / ESTIMATOR_FILE).is_file()
+    kind, example, signature = _kind(folder)
     with current_store(uri), mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow would like type hints in place of the signature that it is given
         logged = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(ESTIMATOR_CODE if scores else TRANSLATOR_CODE),
+            python_model=str(Path(__file__).with_name(f"{kind}_model.py")),
             artifacts={"model": str(folder)},
             code_paths=[str(Path(energymt.__file__).parent)],
-            input_example=ESTIMATOR_EXAMPLE if scores else TRANSLATOR_EXAMPLE,
+            input_example=example,
+            signature=signature,
             pip_requirements=_requirements(),
             registered_model_name=name,
         )
     if before.status != "RUNNING":  # MLflow has opened and ended the run again
         client.set_terminated(run_id, before.status, before.end_time)
     return str(logged.registered_model_version)
+
+
+def _kind(folder: Path) -> tuple[str, Any, ModelSignature | None]:
+    """Which code loads a model folder, an example of what its model is given, and where that says too little, what."""
+    from energymt.models.estimator_folder import ESTIMATOR_FILE
+    from energymt.models.proxy import PROXY_FILE
+
+    if (folder / ESTIMATOR_FILE).is_file():
+        return "estimator", ESTIMATOR_EXAMPLE, None
+    if (folder / PROXY_FILE).is_file():
+        width = json.loads((folder / PROXY_FILE).read_text(encoding="utf-8"))["width"]
+        states, scores = TensorSpec(np.dtype(np.float32), (-1, -1, width)), TensorSpec(np.dtype(np.float32), (-1,))
+        signature = ModelSignature(Schema([states]), Schema([scores]))  # an example has a number of states of its own
+        return "proxy", np.zeros((1, 2, width), dtype=np.float32), signature
+    return "translator", TRANSLATOR_EXAMPLE, None
 
 
 def _is_better(client: MlflowClient, name: str, metric: str, value: float, mode: str) -> tuple[bool, str]:

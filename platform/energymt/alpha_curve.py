@@ -1,0 +1,194 @@
+"""What α does: scores of a model's outputs for several values, decoded as rows of one batch.
+
+A curve has one line for each α and beam: scores by references and by judges, and the paired difference to α = 0.
+Sentences or recordings are encoded and differentiated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from energymt.data.corpus import Corpus
+from energymt.data.speech import SpeechCorpus
+from energymt.decoding.perturbed import Perturbation, side_by_side
+from energymt.decoding.transcribe import Transcriber
+from energymt.decoding.translate import DecodingOptions, Translator
+from energymt.errors import ConfigurationError
+from energymt.metrics import translation
+from energymt.metrics.significance import Comparison, Interval, compare, interval
+from energymt.metrics.speech import character_errors, word_errors
+from energymt.metrics.translation import Statistics
+from energymt.models import load_translator
+from energymt.models.loading import AnyTranslator
+from energymt.models.speech import SpeechTransformer
+from energymt.perturbation import PerturbationOptions, open_perturbation
+from energymt.quality import Judge
+from energymt.records import Hypothesis, Input, Source
+from energymt.storage import fetch
+
+DIGITS = {"bleu": 2, "chrf": 2, "WER": 2, "CER": 2}  # of what is in percent
+
+
+class AlphaTranslator(Translator):
+    """Gives each line one translation for each α, in the order of the alphas."""
+
+    def __init__(self, model: AnyTranslator, perturbation: Perturbation, options: DecodingOptions) -> None:
+        super().__init__(side_by_side(model, perturbation), options)
+        self.several = self.given = len(perturbation.alphas)
+        self.candidates *= self.several
+
+    def _decode(self, source: Source, lengths: Sequence[int] | None) -> list[list[Hypothesis]]:
+        wide = None if lengths is None else [length for length in lengths for _ in range(self.several)]
+        return _best_of_each(super()._decode(source.select(_rows(source, self.several)), wide), self.several)
+
+
+class AlphaTranscriber(Transcriber):
+    """Gives each recording one transcript for each α, in the order of the alphas."""
+
+    def __init__(self, model: SpeechTransformer, perturbation: Perturbation, options: DecodingOptions) -> None:
+        super().__init__(side_by_side(model, perturbation), options)
+        self.several = self.given = len(perturbation.alphas)
+        self.candidates *= self.several
+
+    def _decode(self, sound: Input) -> list[list[Hypothesis]]:
+        return _best_of_each(super()._decode(sound.select(_rows(sound, self.several))), self.several)
+
+
+def _rows(source: Input, several: int) -> torch.Tensor:
+    return torch.arange(len(source), device=source.mask_BS.device).repeat_interleave(several)
+
+
+def _best_of_each(found: Sequence[list[Hypothesis]], several: int) -> list[list[Hypothesis]]:
+    """The first hypothesis of each row, the rows of a sentence together."""
+    return [[hypotheses[0] for hypotheses in found[start : start + several]] for start in range(0, len(found), several)]
+
+
+class Examination(Protocol):
+    """What a model is tried on, and how its outputs are scored."""
+
+    def outputs(self, model: AnyTranslator, change: Perturbation, beam: int) -> list[list[str]]:
+        """Of each item, an output for each α."""
+        ...
+
+    def scores(self, model: AnyTranslator, outputs: Sequence[str]) -> dict[str, Statistics]:
+        """By name."""
+        ...
+
+
+@dataclass(frozen=True)
+class OfText:
+    """Translations against references, BLEU and chrF, and by judges."""
+
+    corpus: Corpus
+    judges: Mapping[str, Judge]
+
+    def outputs(self, model: AnyTranslator, change: Perturbation, beam: int) -> list[list[str]]:
+        """A line without text has the same translation for every α."""
+        options = DecodingOptions(beam=beam, length_beam=beam)
+        found = AlphaTranslator(model, change, options).translate(self.corpus.source, prefixes=self.corpus.prefixes)
+        several = len(change.alphas)
+        return [[text for text, _ in (each if len(each) == several else each * several)] for each in found]
+
+    def scores(self, model: AnyTranslator, outputs: Sequence[str]) -> dict[str, Statistics]:
+        """See the class."""
+        plain = model.vocabulary.as_plain_text
+        sources, references = [plain(text) for text in self.corpus.source], [plain(t) for t in self.corpus.target or []]
+        rows = {
+            "bleu": translation.bleu(outputs, references, "none" if self.corpus.segmented else "13a"),
+            "chrf": translation.chrf(outputs, references),
+        }
+        return rows | {
+            name: translation.mean(list(judge(sources, outputs, references))) for name, judge in self.judges.items()
+        }
+
+
+@dataclass(frozen=True)
+class OfSpeech:
+    """Transcripts against what was said: WER and CER."""
+
+    corpus: SpeechCorpus
+
+    def outputs(self, model: AnyTranslator, change: Perturbation, beam: int) -> list[list[str]]:
+        """Recordings of any length; the rest of one that is longer than the model's window is not heard.
+
+        Raises:
+            ConfigurationError: a model of text.
+        """
+        if not isinstance(model, SpeechTransformer):
+            raise ConfigurationError("The model reads text and hears nothing: name the text in --source and --target.")
+        found = AlphaTranscriber(model, change, DecodingOptions(beam=beam)).transcribe(self.corpus.clips)
+        return [[text for text, _ in each] for each in found]
+
+    def scores(self, model: AnyTranslator, outputs: Sequence[str]) -> dict[str, Statistics]:
+        """See the class."""
+        said = self.corpus.text or []
+        return {"WER": word_errors(outputs, said), "CER": character_errors(outputs, said)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One α at one beam."""
+
+    beam: int
+    alpha: float
+    scores: dict[str, Interval]
+    against_zero: dict[str, Comparison]
+    outputs: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def alpha_curve(
+    address: str, options: PerturbationOptions, on: Examination, beams: Sequence[int], device: torch.device
+) -> list[Point]:
+    """Scores for every beam and α; α = 0 comes first, asked for or not.
+
+    Args:
+        address: of the model.
+        options: proxy, alphas, norm and steps.
+        on: what it is tried on.
+        beams: widths of the beam; of a non-autoregressive model, lengths that it tries.
+        device: where to decode.
+
+    Raises:
+        ConfigurationError: see `open_perturbation`; a trust, which belongs to a single translation.
+    """
+    if options.trust:
+        raise ConfigurationError("A curve shows what each alpha does to every sentence: drop the trust.")
+    model = load_translator(fetch(address)).to(device)
+    change = open_perturbation(options, model, address)
+    change = replace(change, alphas=tuple(dict.fromkeys([0.0, *change.alphas])))
+    points = []
+    for beam in beams:
+        found = on.outputs(model, change, beam)
+        zero: dict[str, Statistics] = {}
+        for number, alpha in enumerate(change.alphas):
+            outputs = [each[number] for each in found]
+            rows = on.scores(model, outputs)
+            zero = zero or rows
+            against = {name: compare(row, zero[name]) for name, row in rows.items()} if number else {}
+            points.append(Point(beam, alpha, {name: interval(row) for name, row in rows.items()}, against, outputs))
+    return points
+
+
+def show_curve(points: Sequence[Point]) -> str:
+    """A table: a line for each beam and α."""
+    names = list(points[0].scores)
+    lines = [f"{'beam':>4} {'alpha':>7}  " + "".join(f"{name:<44}" for name in names)]
+    for point in points:
+        cells = []
+        for name in names:
+            digits = DIGITS.get(name, 4)
+            score = point.scores[name]
+            cell = f"{score.value:.{digits}f} [{score.low:.{digits}f}, {score.high:.{digits}f}]"
+            if name in point.against_zero:
+                found = point.against_zero[name]
+                cell += f" {found.difference:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+            cells.append(f"{cell:<44}")
+        lines.append(f"{point.beam:>4} {point.alpha:>7g}  " + "".join(cells).rstrip())
+    return "\n".join(lines)

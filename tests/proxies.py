@@ -1,0 +1,52 @@
+"""Small proxies: with random weights that are not small, and in training on an easy label."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from energymt.data.corpus import DataConfig, read_corpus
+from energymt.models.proxy import ProxyConfig, QualityProxy
+from tests import tiny, toy
+from trainables.proxy import ProxyTraining
+
+LOSSES = ("pearson", "spearman", "mse")
+COLUMN = {"source": "source", "target": None}
+
+
+def proxy(
+    width: int, *, seed: int = 0, translator: str = "0" * 64, higher: bool = True, **changes: Any
+) -> QualityProxy:
+    """In eval mode and calibrated: a unit, an offset and an error that are none of 0 and 1."""
+    sizes = {"heads": 2, "hidden": 8, "layers": 3, "dropout": 0.3, "activation": "tanh", **changes}
+    config = ProxyConfig(width=width, translator=translator, metric="chrf", higher_is_better=higher, **sizes)
+    torch.manual_seed(seed)
+    model = QualityProxy(config)
+    tiny.shake(model, 0.3, seed)
+    for name, value in (("scale", 2.0), ("shift", 30.0), ("error", 0.5)):
+        getattr(model, name).fill_(value)
+    return model.eval().requires_grad_(False)
+
+
+def easy(source: str) -> float:
+    """From 60 to 70: the share of the words that are of the first half of the alphabet."""
+    words = source.split()
+    return 60 + 10 * sum(word[0] < "m" for word in words) / len(words)
+
+
+def world(folder: Path) -> Path:
+    """The toy language, models and estimators; in `train-easy.tsv` and `dev-easy.tsv` a label beside each source."""
+    folder = toy.scored_world(folder, train=300, dev=60)
+    for name in ("train", "dev"):
+        sources = read_corpus(DataConfig(path=str(folder / f"{name}.tsv"), source="source", target="target")).source
+        rows = [f"{source}\t{easy(source):.6f}" for source in sources]
+        (folder / f"{name}-easy.tsv").write_text("source\teasy\n" + "\n".join(rows) + "\n", "utf-8")
+    return folder
+
+
+def make(folder: Path, double: bool = False, **changes: Any) -> ProxyTraining:
+    """The training of a proxy of the easy label."""
+    data = {name: {"path": str(folder / f"{name}-easy.tsv"), **COLUMN} for name in ("train", "dev")}
+    settings = toy.config("proxy", folder, **{**data, "metric": "column:easy", **changes})
+    trainable: ProxyTraining = toy.make("proxy", settings, double)
+    return trainable
