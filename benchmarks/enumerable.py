@@ -60,6 +60,16 @@ def qe_ebm(world: World, exact: Tensor, feed: str, sampled: bool, draws: int, en
     return row_of(mean_X, exact, variance / K, error)
 
 
+def with_ending(world: World, exact: Tensor, feed: str, sampled: bool, draws: int) -> Row:
+    """The words by the relaxed energy, the end by REINFORCE on its decisions, against the exact mean as baseline."""
+    advantage_Y = world.energy_Y - (world.probs_Y * world.energy_Y).sum()
+    ends_YX = (advantage_Y[:, None, None] * world.stops()).flatten(1)
+    grad_NYX = world.relaxed(feed, sampled, draws, False)[1].flatten(2) + ends_YX
+    mean_X = world.mean(grad_NYX.mean(0))
+    variance = world.mean((grad_NYX - mean_X).square().sum(-1).mean(0)).item()
+    return row_of(mean_X, exact, variance / K, 0.0)
+
+
 def reinforce(world: World, exact: Tensor) -> Row:
     """The mean over all pairs of sentences; the noise of groups of K."""
     pairs_GK = torch.cartesian_prod(world.everyone_Y, world.everyone_Y)
@@ -84,6 +94,11 @@ def measure(setting: Setting, seed: int, draws: int) -> dict[str, Row]:
         for value in ("sampled", "argmax") if kind.hard else ("–",):
             repeats = draws if kind.noisy else 1
             rows[f"{feed} | {value}"] = qe_ebm(world, exact, feed, value == "sampled", repeats, setting.end)
+    if not setting.end:
+        for feed, value in (("SX", "–"), ("ST", "sampled"), ("GX", "–")):
+            rows[f"{feed}, end by REINFORCE | {value}"] = with_ending(
+                world, exact, feed, value == "sampled", draws if OPERATORS[feed].noisy else 1
+            )
     rows["REINFORCE | –"] = reinforce(world, exact)
     return rows
 

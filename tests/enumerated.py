@@ -13,7 +13,7 @@ from torch import Tensor
 from energymt.energies import QualityEnergy
 from energymt.models.estimator import Estimator
 from energymt.operators import Noise
-from energymt.policy import leave_one_out, reinforce_loss, token_log_probs
+from energymt.policy import leave_one_out, reinforce_loss, stop_log_probs, token_log_probs
 from energymt.records import Prediction
 from tests import bridged, estimators, tiny
 
@@ -113,6 +113,16 @@ class World:
         energy_R = QualityEnergy(self.estimator, self.vocabulary, feed)(self._sources(sentence_R), prediction)
         (grad_RPA,) = torch.autograd.grad(energy_R.sum(), table_RPA)
         return energy_R.detach().view(draws, -1), grad_RPA.view(draws, -1, *self.table_PA.shape)
+
+    def stops(self) -> Tensor:
+        """The gradient of log p of every sentence's decisions to go on and to stop, [Y, P, A]."""
+        table_YPA = self.tables(len(self.everyone_Y))
+        logits_YUV, lengths_Y1 = self.logits(table_YPA, self.everyone_Y), self.mask_YT.sum(1, keepdim=True)
+        free_YU = self.mask_YU & (torch.arange(self.mask_YU.shape[1]) < self.mask_YT.shape[1])  # where it may choose
+        end_YU = torch.full_like(self.choice_YU, self.vocabulary.eos_id)
+        end_logp_YU = token_log_probs(logits_YUV, end_YU, free_YU)
+        logp_YU = stop_log_probs(end_logp_YU, torch.arange(end_YU.shape[1]) == lengths_Y1)
+        return torch.autograd.grad(logp_YU[free_YU].sum(), table_YPA)[0]
 
     def reinforce(self, sentence_GK: Tensor) -> Tensor:
         """The gradient of REINFORCE with leave-one-out for each group of sentences, [G, P, A]; reward is −E."""

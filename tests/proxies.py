@@ -1,13 +1,16 @@
-"""Small proxies: with random weights that are not small, and in training on an easy label."""
+"""Small proxies: with random weights that are not small, and in training on an easy label or on recordings."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from energymt.configuration import validate
 from energymt.data.corpus import DataConfig, read_corpus
+from energymt.folders import weights_fingerprint
 from energymt.models.proxy import ProxyConfig, QualityProxy
 from tests import tiny, toy
+from trainables import proxy_speech
 from trainables.proxy import ProxyTraining
 
 LOSSES = ("pearson", "spearman", "mse")
@@ -26,6 +29,13 @@ def proxy(
     for name, value in (("scale", 2.0), ("shift", 30.0), ("error", 0.5)):
         getattr(model, name).fill_(value)
     return model.eval().requires_grad_(False)
+
+
+def of_the_start(folder: Path, model: str = "transformer-toy", higher: bool = True) -> Path:
+    """The proxy of a model of the toy world, in `folder/proxy`."""
+    found = proxy(8, translator=weights_fingerprint(folder / model), higher=higher)
+    found.save_pretrained(folder / "proxy")
+    return folder / "proxy"
 
 
 def easy(source: str) -> float:
@@ -50,3 +60,17 @@ def make(folder: Path, double: bool = False, **changes: Any) -> ProxyTraining:
     settings = toy.config("proxy", folder, **{**data, "metric": "column:easy", **changes})
     trainable: ProxyTraining = toy.make("proxy", settings, double)
     return trainable
+
+
+def listening(folder: Path, **changes: Any) -> ProxyTraining:
+    """The training of a proxy of the recogniser in a `sounds.world`, by WER."""
+    values: dict[str, Any] = {
+        **{name: {"path": str(folder / f"{name}.npz"), "text": "text"} for name in ("train", "dev")},
+        **{"translator": str(folder / "model"), "proxy": {"hidden": 8, "heads": 2}},
+        **{"optimizer": {"learning_rate": 0.01, "warmup_steps": 2}, "steps": 6, "evaluate_every": 3},
+        **{"tokens_per_step": 400, "tokens_per_micro_batch": 200, "checkpoint_every": 2, "log_every": 1},
+        **{"precision": "fp32", "device": "cpu"},
+    }
+    settings = validate(proxy_speech.Config, {**values, **changes}, "a test")
+    torch.manual_seed(settings.seed)
+    return proxy_speech.TRAINABLE(settings)

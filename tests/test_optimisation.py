@@ -1,10 +1,6 @@
 """One optimizer step: what is divided by what, however the sentences are cut, and nothing happens when it diverges."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +15,7 @@ from energymt.optimisation import make_optimizer, optimise, seed_dropout
 from energymt.records import Mixture, Step, StepBatch, Term
 from energymt.training import fit
 from tests import tiny, toy
+from tests.ranks import run_two
 from tests.toy import METHODS
 
 # ------------------------------------------------------------------------------------------------------- a made-up step
@@ -215,29 +212,9 @@ def one_worker(folder: Path):
 @pytest.fixture(scope="module")
 def two_workers(folder: Path) -> Path:
     """The folder where two processes leave the same, rank by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     out = folder / "workers"
     out.mkdir()
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.workers", str(folder), str(out)],
-            cwd=Path(__file__).resolve().parent.parent,
-            env={**os.environ, **shared, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORKERS)
-    ]
-    try:
-        printed = [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    run_two("-m", "tests.workers", str(folder), str(out))
     return out
 
 

@@ -16,14 +16,15 @@ from energymt.models.estimator_folder import write_estimator
 from energymt.models.estimator_variants import make_estimator
 from energymt.optimisation import learning_rate, make_optimizer, optimise
 from tests import tiny
-from trainables import distilled, engine, masked, ppo, proxy, qe_ebm, reinforce, supervised
+from trainables import distilled, engine, masked, ppo, proxy, proxy_ebm, qe_ebm, reinforce, supervised
 
 TRAINABLES = {
     **{"supervised": supervised, "masked": masked, "engine": engine, "distilled": distilled},
-    **{"qe_ebm": qe_ebm, "reinforce": reinforce, "ppo": ppo, "proxy": proxy},
+    **{"qe_ebm": qe_ebm, "reinforce": reinforce, "ppo": ppo, "proxy": proxy, "proxy_ebm": proxy_ebm},
 }
 METHODS = ("supervised", "masked", "engine")  # `distilled` trains as `masked` does
 SCORED = ("qe_ebm", "reinforce", "ppo")  # trained by a quality estimator, in a `scored_world`
+SEMISUPERVISED = (*SCORED, "proxy_ebm")  # beside them a proxy, in `folder/proxy` (`tests.proxies.of_the_start`)
 SMALL = {
     "recurrent-toy": {"embedding": 8, "encoder": 6, "decoder": 10, "layers": 1},
     "transformer-toy": {"width": 8, "feedforward": 12, "encoder_layers": 1, "decoder_layers": 1, "heads": 2},
@@ -117,7 +118,9 @@ def config(name: str, folder: Path, **changes: Any) -> Any:
         values["target_lengths"] = "reference"
     if name == "proxy":
         values |= {"model": {}, "translator": str(folder / "transformer-toy"), "proxy": {"hidden": 8, "heads": 2}}
-    if name in SCORED:
+    if name == "proxy_ebm":
+        values["proxy"] = str(folder / "proxy")
+    if name in SEMISUPERVISED:
         values |= {"model": {"init": str(folder / "transformer-toy")}, "quality": str(folder / "estimator")}
         values |= {"samples": 2, "longest_sample": 6, "unlabelled_tokens_per_step": 48}
     return validate(TRAINABLES[name].Config, {**values, **changes}, "a test")
@@ -129,7 +132,7 @@ def make(name: str, settings: Any, double: bool = False) -> Any:
     trainable = TRAINABLES[name].TRAINABLE(settings)
     if double:
         trainable.model.double()
-        if name in SCORED:
+        if name in SEMISUPERVISED:
             trainable.start.double()
             trainable.quality.estimator.double()
             trainable.energy.table_VD = trainable.energy.table_VD.double()
@@ -137,6 +140,8 @@ def make(name: str, settings: Any, double: bool = False) -> Any:
             trainable.energy.teacher.double()
         with contextlib.suppress(AttributeError):
             trainable.translator.double()
+        with contextlib.suppress(AttributeError):
+            trainable.proxy.double()
     return trainable
 
 

@@ -34,6 +34,7 @@ from energymt.metrics.estimation import correlations
 from energymt.models import Memory, load_translator
 from energymt.models.loading import AnyTranslator
 from energymt.models.proxy import ProxyConfig, ProxySizes, QualityProxy
+from energymt.models.speech import SpeechTransformer
 from energymt.optimisation import seed_dropout
 from energymt.records import Batch, Step, StepBatch, Term
 from energymt.storage import fetch
@@ -123,6 +124,10 @@ class ProxyTraining:
             content: the fingerprint of its folder.
             data: where the sources stand.
         """
+        if isinstance(model, SpeechTransformer):
+            raise ConfigurationError(
+                f"{self.config.translator} hears recordings: train its proxy by `energymt train proxy_speech`."
+            )
         found = label_text(model, content, data, self.config.metric, self.device)
         limits = (data.max_source_tokens, data.max_target_tokens)
         sources = encode_corpus(replace(found.corpus, target=None), model.vocabulary, *limits)

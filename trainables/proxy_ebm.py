@@ -25,7 +25,8 @@ from energymt.storage import fetch
 
 
 class Config(SemiSupervisedConfig):
-    """A proxy instead of an estimator in the training step; `samples` and what concerns them are not used."""
+    """A proxy instead of an estimator in the training step; nothing is drawn: `samples` and `longest_sample` only bound
+    the sources of a micro-batch."""
 
     proxy: str
     """Address of the proxy of the model to start from (`model.init`)."""
@@ -37,15 +38,21 @@ class ProxyEbm(SemiSupervised):
     def __init__(self, config: Config) -> None:
         if config.model.init is None:
             raise ConfigurationError("A proxy knows the states of one model: name it by model.init.")
-        super().__init__(config)
-        self.proxy = load_proxy(fetch(config.proxy)).to(self.device)
-        weights = weights_fingerprint(fetch(config.model.init))
-        self.proxy.require_fit(weights, states_width(self.model), config.model.init)
-        if not float(self.proxy.scale) > 0:
+        if config.balance.kind == "gradnorm":
+            raise ConfigurationError(
+                "balance.kind is gradnorm, which follows how much of a loss is left, and a proxy's energy has no "
+                "lowest value: use ratio, projection or constant."
+            )
+        proxy = load_proxy(fetch(config.proxy))
+        if not float(proxy.scale) > 0:
             raise ConfigurationError(
                 f"The proxy {config.proxy} knows nothing of its metric (its correlation on held-out data was not "
                 f"above 0), and its gradient points nowhere: train it longer, or on more sentences."
             )
+        super().__init__(config)
+        weights = weights_fingerprint(fetch(config.model.init))
+        proxy.require_fit(weights, states_width(self.model), config.model.init)
+        self.proxy = proxy.to(self.device)
 
     def steps(self, batch: StepBatch) -> Iterator[Mixture]:
         """One optimizer step a batch."""
@@ -59,7 +66,7 @@ class ProxyEbm(SemiSupervised):
         """The energy of a micro-batch, in held-out errors of the proxy."""
         with without_dropout(self.model):
             memory = self.model.encode(batch.source)
-        merit_B = self.proxy.merit(memory.states_BSD.float(), memory.mask_BS)
+        merit_B = self.proxy.merit(memory.states_BSD, memory.mask_BS)
         return [Term(self.TERM, -merit_B.sum() / self.proxy.error, float(len(batch)))]
 
 

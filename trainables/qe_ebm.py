@@ -17,14 +17,16 @@ from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from energymt.configuration import Section
 from energymt.decoding.inference import without_dropout
-from energymt.decoding.sampling import possible
+from energymt.decoding.sampling import decision_log_probs, possible
 from energymt.energies.contrastive import Form
+from energymt.errors import ConfigurationError
 from energymt.lessons import chosen_pairs, make_lesson
-from energymt.models import Memory
 from energymt.models.learning import Learns, LessonOptions
+from energymt.policy import leave_one_out, reinforce_loss
 from energymt.records import Batch, Mixture, Pending, Prediction, Projection, Step, StepBatch, Term
 from energymt.semisupervised import Drawn, SemiSupervised, SemiSupervisedConfig
 from energymt.teacher_forcing import teacher_forced
@@ -56,6 +58,9 @@ class Config(SemiSupervisedConfig):
     """Operator between translator and estimator (published code: ST)."""
     straight_through: Literal["sampled", "argmax"] = "sampled"
     """What a hard operator's value is: the sampled token, or the argmax under the sampled prefix (published code)."""
+    ending: Literal["none", "reinforce"] = "none"
+    """How a translator learns when to stop, of which a relaxed energy says nothing: not at all (published code), or by
+    REINFORCE on its decisions to go on and to stop alone, beside the relaxed gradient of its words."""
     dynamic: DynamicConfig | None = None
     """Teach the estimator; None leaves it as it is (QE-STATIC)."""
 
@@ -64,8 +69,14 @@ class QeEbm(SemiSupervised):
     """Energy of relaxed samples."""
 
     def __init__(self, config: Config) -> None:
+        if config.ending == "reinforce" and config.samples < 2:
+            raise ConfigurationError(
+                "ending is reinforce, and the baseline of a sample is its source's other samples: "
+                "set samples to 2 or more."
+            )
         super().__init__(config, None if config.dynamic is None else config.dynamic.learns, config.feed)
         self.options, self.taught = config, dict[str, float]()
+        self.terms = (self.TERM,) if config.ending == "none" else (self.TERM, "ending")
 
     def steps(self, batch: StepBatch) -> Iterator[Mixture]:
         """One optimizer step a batch; the estimator's before it."""
@@ -77,21 +88,35 @@ class QeEbm(SemiSupervised):
         def losses(micro: Batch) -> list[Term] | Pending:
             return self.losses(micro, batch.step)
 
-        yield self.mixture(batch, Step((self.TERM,), batch.unlabelled, losses, self.sample_counts))
+        yield self.mixture(batch, Step(self.terms, batch.unlabelled, losses, self.counts))
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Samples, whatever the term."""
+        return dict.fromkeys(self.terms, self.sample_counts(batch)[self.TERM])
 
     def losses(self, batch: Batch, step: int) -> list[Term] | Pending:
         """The energy of relaxed samples, asked for at once."""
         drawn = self.draw(batch, step)
         rows_R = drawn.samples.rows_R
         with without_dropout(self.model):
-            prediction = self.prediction(self.model.encode(batch.source).select(rows_R), drawn)
-        begun = self.energy.begin(batch.source.select(rows_R), prediction)
-        return self.later(lambda: [Term(self.TERM, self.wait(begun)[0].sum(), float(len(rows_R)))])
+            memory = self.model.encode(batch.source).select(rows_R)
+            said = teacher_forced(self.model, memory, drawn.ids_RT, drawn.mask_RT)
+        begun = self.energy.begin(batch.source.select(rows_R), self.prediction(said, drawn))
 
-    def prediction(self, memory: Memory, drawn: Drawn) -> Prediction:
+        def terms() -> list[Term]:
+            energy_R, scored_R = self.wait(begun)
+            found = {self.TERM: energy_R.sum()}
+            if self.options.ending == "reinforce":
+                groups = (-1, self.config.samples)
+                advantage_R = leave_one_out(-energy_R.detach().view(groups), scored_R.view(groups)).flatten()
+                found["ending"] = reinforce_loss(*decision_log_probs(self.model, said, drawn.samples), advantage_R)
+            return [Term(name, value, float(len(rows_R))) for name, value in found.items()]
+
+        return self.later(terms)
+
+    def prediction(self, said: Tensor | Projection, drawn: Drawn) -> Prediction:
         """What the translator says at each position of its samples, special tokens left out."""
         hard_RT = drawn.ids_RT if self.options.straight_through == "sampled" else None
-        said = teacher_forced(self.model, memory, drawn.ids_RT, drawn.mask_RT)
         if isinstance(said, Projection):
             projection = possible(self.model, replace(said, hidden_BTH=said.hidden_BTH[:, :-1]), end=False)
             return Prediction(None, drawn.mask_RT, hard_RT, drawn.noise, projection)

@@ -11,6 +11,7 @@ The shape legend. A name that ends in capitals says its axes: `logits_BTV` is [s
     K  candidates or samples of one source sentence
     G  sources with candidates (a group each)
     P  parts of a loss, each with a gradient of its own
+    A  values of α, the length of a perturbation
     R  rows: any selection or repetition of sentences
     L  lengths that a length head tells apart
 
@@ -21,10 +22,10 @@ The map of the house. Science first: nothing in this block knows of Ray or MLflo
     projected    the same from last hidden states, in chunks of a large vocabulary
     policy       kernels of REINFORCE and PPO
     energies     E(source, prediction) -> energy_B, differentiable, lower is better
-    models       the translators: recurrent, transformer, masked; the quality estimator
-    data         corpora, vocabularies, the bridge between two, batches, and the generated toy language
-    decoding     beam search, mask-predict, sampling, re-ranking
-    metrics      translation quality, correlations, significance, signs of gaming
+    models       the translators: recurrent, transformer, masked, speech; the quality estimator; the proxy
+    data         corpora, recordings, vocabularies, the bridge between two, batches, and the generated toy language
+    decoding     beam search, mask-predict, sampling, re-ranking, perturbed encoder states
+    metrics      translation quality, error rates, correlations, significance, signs of gaming
 
 Around it: how a run lives.
 

@@ -81,14 +81,25 @@ class Examination(Protocol):
 
 @dataclass(frozen=True)
 class OfText:
-    """Translations against references, BLEU and chrF, and by judges."""
+    """Translations against references, BLEU and chrF, and by judges.
+
+    Attributes:
+        iterations: mask-predict passes of a non-autoregressive model.
+    """
 
     corpus: Corpus
     judges: Mapping[str, Judge]
+    iterations: int
 
     def outputs(self, model: AnyTranslator, change: Perturbation, beam: int) -> list[list[str]]:
-        """A line without text has the same translation for every α."""
-        options = DecodingOptions(beam=beam, length_beam=beam)
+        """A line without text has the same translation for every α.
+
+        Raises:
+            ConfigurationError: a model of speech.
+        """
+        if isinstance(model, SpeechTransformer):
+            raise ConfigurationError("The model hears recordings and reads no text: name their transcripts in --text.")
+        options = DecodingOptions(beam=beam, length_beam=beam, iterations=self.iterations)
         found = AlphaTranslator(model, change, options).translate(self.corpus.source, prefixes=self.corpus.prefixes)
         several = len(change.alphas)
         return [[text for text, _ in (each if len(each) == several else each * several)] for each in found]
@@ -178,17 +189,19 @@ def alpha_curve(
 
 def show_curve(points: Sequence[Point]) -> str:
     """A table: a line for each beam and α."""
-    names = list(points[0].scores)
-    lines = [f"{'beam':>4} {'alpha':>7}  " + "".join(f"{name:<44}" for name in names)]
-    for point in points:
-        cells = []
-        for name in names:
-            digits = DIGITS.get(name, 4)
-            score = point.scores[name]
-            cell = f"{score.value:.{digits}f} [{score.low:.{digits}f}, {score.high:.{digits}f}]"
-            if name in point.against_zero:
-                found = point.against_zero[name]
-                cell += f" {found.difference:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
-            cells.append(f"{cell:<44}")
-        lines.append(f"{point.beam:>4} {point.alpha:>7g}  " + "".join(cells).rstrip())
-    return "\n".join(lines)
+    lines = [["beam", "alpha", *points[0].scores]]
+    lines += [[f"{point.beam}", f"{point.alpha:g}", *(_cell(point, name) for name in point.scores)] for point in points]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numbers = [[cell.rjust(width) for cell, width in zip(line[:2], widths, strict=False)] for line in lines]
+    scores = [[cell.ljust(width) for cell, width in zip(line[2:], widths[2:], strict=True)] for line in lines]
+    return "\n".join("  ".join([*left, *right]).rstrip() for left, right in zip(numbers, scores, strict=True))
+
+
+def _cell(point: Point, name: str) -> str:
+    """A score, and its difference to that of α = 0, each with its interval."""
+    digits, score = DIGITS.get(name, 4), point.scores[name]
+    cell = f"{score.value:.{digits}f} [{score.low:.{digits}f}, {score.high:.{digits}f}]"
+    if name not in point.against_zero:
+        return cell
+    found = point.against_zero[name]
+    return f"{cell} {found.difference:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"

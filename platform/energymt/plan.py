@@ -43,16 +43,18 @@ def describe(name: str, config: TrainingConfig, workers: int) -> str:
 
 
 def _read(config: TrainingConfig) -> list[str]:
-    train, dev = read_corpus(config.train, need_target=False), read_corpus(config.dev)
+    # Who needs targets says so when the trainable is made: a proxy may do without.
+    train, dev = (read_corpus(data, need_target=False) for data in (config.train, config.dev))
     return [
         f"training text  {len(train):,} sentences of {train.origin}",
-        f"dev text       {len(dev):,} pairs of {dev.origin}",
+        f"dev text       {len(dev):,} {'sentences' if dev.target is None else 'pairs'} of {dev.origin}",
     ]
 
 
 def _heard(config: Any) -> list[str]:
     """The same of a recogniser's configuration, whose data are sound."""
-    parts = {"training sound": read_speech(config.train), "dev sound": read_speech(config.dev)}
+    named = {"training sound": config.train, "dev sound": config.dev}
+    parts = {name: read_speech(data, need_text=False) for name, data in named.items()}
     return [
         f"{name:15}{len(corpus):,} recordings, {corpus.seconds / 3600:.1f} hours, of {corpus.origin}"
         for name, corpus in parts.items()

@@ -24,6 +24,8 @@ from energymt.records import Projection
 
 FAR = 20.0
 """Nats of a log-ratio from which its exponential goes on as a straight line: finite, and with a gradient."""
+TINY = 1e-6
+"""Nats below 0 that the log-probability of an end is at most, so that going on has one."""
 EQUAL = 1e-5
 """Relative spread of rewards below which they are equal: one sentence in two rows of a batch differs by as much."""
 
@@ -73,6 +75,15 @@ def group_advantage(reward_GK: Tensor, valid_GK: Tensor | None = None) -> Tensor
     spread_G1 = (deviation_GK.square().sum(1, keepdim=True) / (count_G1 - 1).clamp(min=1)).sqrt()
     equal_G1 = spread_G1 <= EQUAL * reward_GK.abs().amax(1, keepdim=True)
     return (deviation_GK / spread_G1.masked_fill(equal_G1, 1.0)).masked_fill(equal_G1, 0.0)
+
+
+def stop_log_probs(end_logp_RU: Tensor, stops_RU: Tensor) -> Tensor:
+    """log p of each decision of a sentence: to go on, log(1 − p(end)), or where it `stops`, log p(end); [R, U].
+
+    p(y) = Π_u p(go on) p(y_u | go on) · p(stop): what is left of a policy when its words are learnt in another way.
+    """
+    go_on_RU = torch.log(-torch.expm1(end_logp_RU.clamp(max=-TINY)))
+    return torch.where(stops_RU, end_logp_RU, go_on_RU)
 
 
 def reinforce_loss(logp_RU: Tensor, mask_RU: Tensor, advantage_R: Tensor) -> Tensor:

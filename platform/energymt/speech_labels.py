@@ -49,7 +49,6 @@ def label_recordings(model: SpeechTransformer, content: str, data: SpeechDataCon
     """
     if metric.startswith(COLUMN):
         name = metric.removeprefix(COLUMN)
-        # `only` makes sure that the column is there.
         corpus = read_speech(data, need_text=False)
         if name not in corpus.columns:
             known = ", ".join(corpus.columns) or "none"

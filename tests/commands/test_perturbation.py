@@ -124,13 +124,18 @@ def test_a_curve_has_a_line_for_each_beam_and_alpha(shared: Path, made: Path, tm
     assert any(abs(found["difference"]) > 0.01 for found in far["against_zero"].values())
 
 
-def test_a_curve_of_a_student_tries_lengths(shared: Path, made: Path, tmp_path: Path) -> None:
-    given = ("--proxy", str(made / "student"), "--alpha", "1", "--beam", "2", "--rows", "9")
-    done = curve(shared, STUDENT, *given, "--json", str(tmp_path / "curve.json"))
-    assert done.code == 0, done.err
-    points = json.loads((tmp_path / "curve.json").read_text("utf-8"))
-    wanted = translate(shared, STUDENT, "--length-beam", "2", "--proxy", str(made / "student"), "--alpha", "1")[:9]
-    assert [len(points), points[1]["outputs"]] == [2, wanted]
+def test_a_curve_of_a_student_tries_lengths_in_so_many_passes(shared: Path, made: Path, tmp_path: Path) -> None:
+    given = ("--proxy", str(made / "student"), "--alpha", "1")
+    found = []
+    for passes in ((), ("--iterations", "10")):
+        file = ("--beam", "2", "--rows", "9", "--json", str(tmp_path / "curve.json"))
+        done = curve(shared, STUDENT, *given, *passes, *file)
+        assert done.code == 0, done.err
+        points = json.loads((tmp_path / "curve.json").read_text("utf-8"))
+        wanted = translate(shared, STUDENT, "--length-beam", "2", *(passes or ("--iterations", "1")), *given)[:9]
+        assert [len(points), points[1]["outputs"]] == [2, wanted]
+        found.append(wanted)
+    assert found[0] != found[1], "one pass, if nothing else is said"
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

@@ -1,5 +1,6 @@
 """Recordings with their transcripts: archives, indices, tables of files; features, batches; strings of digits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,22 @@ def test_what_the_model_cannot_take_is_left_out_and_counted(tmp_path: Path) -> N
     assert torch.equal(batch.source.features_BMF[0], features([corpus.clips[4]]).features_BMF[0])
     with pytest.raises(DataError, match="takes 1 seconds and 0 tokens"):
         encode_speech(corpus, words, features, 0)
+
+
+def test_recordings_without_transcripts_have_empty_targets(tmp_path: Path) -> None:
+    texts = ["low mid", " ".join(["low"] * 7), "mid", "high"]  # the second takes 1.05 seconds
+    path = str(sounds.write(tmp_path / "a.npz", texts, text=None))
+    corpus = read_speech(SpeechDataConfig(path=path), need_text=False)
+    assert corpus.text is None and len(corpus) == 4
+    encoded = encode_speech(corpus, sounds.vocabulary(), LogMel.of(12, 1), 2)
+    assert (encoded.rows.tolist(), encoded.dropped) == ([0, 2, 3], 1)
+    assert encoded.target_lengths.tolist() == [0, 0, 0]
+    batch = encoded.batch([2, 0])
+    assert batch.sentence_ids_B.tolist() == [3, 0] and batch.target_mask_BT.shape == (2, 0)
+    plan = StepPlan(encoded, 100, 50, seed=1)
+    assert sorted(row for step in plan.epoch(0) for micro in step for row in micro) == [0, 1, 2]
+    told = replace(corpus, text=["low", "low", "", "mid"])
+    assert encode_speech(told, sounds.vocabulary(), LogMel.of(12, 1)).rows.tolist() == [0, 3]
 
 
 def test_steps_of_sound_are_cut_as_those_of_text(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests import judged, sounds, toy
+from tests import judged, proxies, sounds, toy
 
 STEPS = 8
 # Slow enough that the last bits, which differ from one processor to the next, do not grow.
@@ -24,6 +24,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "distilled-masked": ("distilled", {"model": "masked-toy"}),
     "qe-ebm-static": ("qe_ebm", {"feed": "ST"}),
     "qe-ebm-dynamic": ("qe_ebm", {"dynamic": {"learns": "all", "sentences": 4, "rate": 0.003}, "feed": "STL"}),
+    "qe-ebm-ending": ("qe_ebm", {"ending": "reinforce", "feed": "SX"}),
     "reinforce-leave-one-out": ("reinforce", {}),
     "ppo-group": ("ppo", {}),
     "ppo-value": ("ppo", {"advantage": "value", "model": "recurrent-toy"}),
@@ -32,6 +33,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "speech": ("speech", {}),
     "proxy-pearson": ("proxy", {"metric": "chrf"}),
     "proxy-spearman": ("proxy", {"metric": "chrf", "loss": "spearman", "translator": "recurrent-toy"}),
+    "proxy-ebm": ("proxy_ebm", {}),
+    "proxy-speech": ("proxy_speech", {}),
 }
 
 
@@ -40,16 +43,20 @@ def curve(run: str, world: Path) -> list[dict[str, float]]:
     name, changes = RUNS[run]
     if name == "estimator":
         return reported(estimator(world, changes))
+    os.environ["ENERGYMT_RUNS"] = str(world / "runs")  # where `distilled` leaves its pseudo-corpus, a proxy its labels
     if name == "speech":
         settings = sounds.config(sounds.world(world / "sounds"), steps=STEPS, optimizer=OPTIMIZER)
         return reported(sounds.make(settings))
-    os.environ["ENERGYMT_RUNS"] = str(world / "runs")  # where `distilled` leaves its pseudo-corpus
+    if name == "proxy_speech":
+        return reported(proxies.listening(sounds.world(world / "sounds"), steps=STEPS, optimizer=OPTIMIZER))
     if name == "proxy":
         translator = str(world / changes.get("translator", "masked-toy"))
         changes = {**changes, "translator": translator, "steps": STEPS, "optimizer": OPTIMIZER}
         return reported(toy.make(name, toy.config(name, world, **changes)))
-    if name in toy.SCORED:
+    if name in toy.SEMISUPERVISED:
         world = toy.scored_world(world / "scored")
+    if name == "proxy_ebm":
+        proxies.of_the_start(world)
     changes = {"model": "transformer-toy", **changes}
     changes["model"] = {"init": str(world / changes["model"])}
     if "teacher" in changes:

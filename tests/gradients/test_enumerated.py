@@ -141,6 +141,33 @@ def test_what_is_lost_for_an_additive_energy_is_the_credit_for_later_tokens() ->
         assert (found[before_P] - exact[before_P]).norm() > 0.1 * exact[before_P].norm()
 
 
+def test_words_and_decisions_make_up_a_sentence() -> None:
+    world = World(seed=3)
+    table_PA = world.table_PA.masked_fill(~world.allowed_PA, float("-inf"))
+    go_on_P = (-table_PA.softmax(-1)[:, -1]).log1p()
+    word_PA = table_PA[:, :-1].log_softmax(-1)
+    for row, (prefix_U, choice_U) in enumerate(zip(world.prefix_YU, world.choice_YU, strict=True)):
+        length = int(world.mask_YT[row].sum())
+        words = sum(float(word_PA[prefix_U[t], choice_U[t]] + go_on_P[prefix_U[t]]) for t in range(length))
+        stop = float(table_PA.log_softmax(-1)[prefix_U[length], -1])
+        assert words + stop == pytest.approx(world.log_probs(world.table_PA)[row].item(), abs=1e-9)
+    # Behind every prefix the mean of the decisions' gradients is 0, as that of a whole sentence is.
+    torch.testing.assert_close(world.mean(world.stops()), torch.zeros_like(world.table_PA), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_words_by_relaxation_and_the_end_by_reinforce_is_nearer_than_either(seed: int) -> None:
+    world = World(seed)
+    exact = world.exact_gradient()
+    words = world.mean(world.relaxed("ST", True, end=False)[1][0])
+    ends = world.mean(world.energy_Y[:, None, None] * world.stops())
+    assert words[:, -1].abs().max() == 0, "the relaxation says nothing of the end"
+    torch.testing.assert_close(ends[:, -1], exact[:, -1], rtol=0, atol=1e-7)  # of which REINFORCE says all
+    bias = (words + ends - exact).norm()
+    assert bias < (words - exact).norm() and bias < (ends - exact).norm()
+    assert torch.cosine_similarity((words + ends).flatten(), exact.flatten(), dim=0) > 0.75
+
+
 # ------------------------------------------------------------------------------------------- c) REINFORCE, PPO and NCE
 
 

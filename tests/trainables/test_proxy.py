@@ -15,6 +15,7 @@ from energymt.folders import weights_fingerprint
 from energymt.metrics.estimation import pearson, spearman
 from energymt.models import load_translator
 from energymt.models.proxy import load_proxy
+from energymt.plan import describe
 from energymt.training import Stop, fit
 from tests import proxies, toy
 from trainables.proxy import ProxyTraining
@@ -173,6 +174,12 @@ def test_the_first_weights_are_a_function_of_the_seed(folder: Path, tmp_path: Pa
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     other = toy.weights(proxies.make(folder, metric=str(folder / "estimator"), seed=2, **data))
     assert not torch.equal(first["queries.weight"], other["queries.weight"])
+
+
+def test_a_plan_needs_no_translations(folder: Path) -> None:
+    shown = describe("proxy", proxies.make(folder).config, 1)
+    assert "training text  300 sentences" in shown and "dev text       60 sentences of" in shown
+    assert "made first" not in shown and "Nothing was trained" in shown
 
 
 # --------------------------------------------------------------------------------------------------------------- resume

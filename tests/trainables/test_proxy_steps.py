@@ -1,9 +1,5 @@
 """The step of a proxy is that of its loss over all sentences, into whatever micro-batches and workers it is cut."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +10,9 @@ import torch
 from energymt.data.batching import collate
 from energymt.records import StepBatch
 from tests import proxies, toy
+from tests.ranks import run_two
 from trainables.proxy import ProxyTraining
 
-ROOT = Path(__file__).resolve().parents[2]
 every_loss = pytest.mark.parametrize("loss", proxies.LOSSES)
 
 
@@ -125,29 +121,8 @@ def shared(folder: Path, name: str) -> ProxyTraining:
 @pytest.fixture(scope="module")
 def two_workers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where two processes, which know no labels at first, leave their weights."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     out = tmp_path_factory.mktemp("workers")
-    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
-    settings |= {"OMP_NUM_THREADS": "1", "ENERGYMT_RUNS": str(out / "runs")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(out)],
-            cwd=ROOT,
-            env={**os.environ, **settings, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        printed = [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    run_two("-c", WORKER, str(folder), str(out), ENERGYMT_RUNS=str(out / "runs"))
     return out
 
 

@@ -113,6 +113,46 @@ def test_without_dense_logits_the_gradient_is_the_same(
         torch.testing.assert_close(grad, grads[name], rtol=1e-5, atol=1e-8, msg=name)
 
 
+def test_the_end_learns_by_reinforce_on_its_decisions_alone(folder: Path) -> None:
+    trainable = made(folder, ending="reinforce", samples=3)
+    batch = collate(trainable.text.train, range(SENTENCES))
+    energy, ending = trainable.losses(batch, STEP)
+    assert (energy.name, ending.name, ending.count) == ("energy", "ending", 3.0 * SENTENCES)
+    assert trainable.counts(batch) == {"energy": 3.0 * SENTENCES, "ending": 3.0 * SENTENCES}
+    without, _ = energies(made(folder, samples=3), batch)
+    assert energy.sum.item() == pytest.approx(without, rel=1e-12)
+    model, eos_id = trainable.model, trainable.text.vocabulary.eos_id
+    drawn = trainable.draw(batch, STEP)
+    scores_R = -trainable.energy.begin(
+        batch.source.select(drawn.samples.rows_R),
+        trainable.prediction(
+            model.decode(model.encode(batch.source).select(drawn.samples.rows_R), drawn.ids_RT, drawn.mask_RT), drawn
+        ),
+    )()
+    wanted = torch.zeros((), dtype=torch.float64)
+    for row, (ids_T, mask_T) in enumerate(zip(drawn.ids_RT, drawn.mask_RT, strict=True)):
+        ids_1T, group = ids_T[mask_T][None], row // 3 * 3
+        others = [scores_R[other].item() for other in range(group, group + 3) if other != row]
+        source = batch.source.select(torch.tensor([row // 3]))
+        logits_UV = model.decode(model.encode(source), ids_1T, torch.ones_like(ids_1T, dtype=torch.bool))[0]
+        never = [token for token in trainable.text.vocabulary.never_ids if token < logits_UV.shape[1]]
+        end_U = logits_UV.index_fill(1, torch.tensor(never), -torch.inf).softmax(-1)[:, eos_id]
+        logp = (1 - end_U[:-1]).log().sum()
+        if drawn.samples.ended_R[row]:
+            logp = logp + end_U[-1].log()
+        wanted = wanted - (scores_R[row].item() - sum(others) / 2) * logp
+    assert ending.sum.item() == pytest.approx(wanted.item(), rel=1e-4)
+    found, theirs = gradient(trainable, ending.sum), gradient(trainable, wanted)
+    assert max(grad.abs().max() for grad in theirs.values()) > 1e-4
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, theirs[name], rtol=1e-3, atol=1e-7, msg=name)
+
+
+def test_the_end_needs_samples_to_compare_with(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="set samples to 2 or more"):
+        made(folder, ending="reinforce", samples=1)
+
+
 def test_labelled_pairs_have_their_cross_entropy(folder: Path) -> None:
     trainable = made(folder, label_smoothing=0.0)
     batch = collate(trainable.text.train, range(SENTENCES))

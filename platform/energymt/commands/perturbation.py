@@ -64,6 +64,10 @@ def alpha_curve(
     beam: Annotated[
         list[int] | None, typer.Option(min=1, help="Beam, or lengths of a non-autoregressive model; repeatable.")
     ] = None,
+    iterations: Annotated[
+        int,
+        typer.Option(min=1, help="Mask-predict passes of a non-autoregressive model; its proxy has learnt from one."),
+    ] = 1,
     judge: Annotated[
         list[str] | None, typer.Option(help="Address of an estimator that scores each translation; repeatable.")
     ] = None,
@@ -88,7 +92,7 @@ def alpha_curve(
     if text is not None:
         if source or target or target_path or prefix or judge:
             raise ConfigurationError(
-                "--text names transcripts of recordings: drop --source, --target, --prefix, --judge."
+                "--text names transcripts of recordings: drop --source, --target, --target-path, --prefix, --judge."
             )
         on = OfSpeech(read_speech(SpeechDataConfig(path=data, text=text, audio=audio, index=index, rows=rows)))
     else:
@@ -96,7 +100,8 @@ def alpha_curve(
             raise ConfigurationError("--audio and --index belong to recordings: name their transcripts in --text.")
         config = DataConfig(path=data, source=source, target=target, target_path=target_path, prefix=prefix, rows=rows)
         corpus = read_corpus(config)
-        on = OfText(corpus, {f"judge {address}": open_judge(address, device) for address in judge or []})
+        judges = {f"judge {address}": open_judge(address, device) for address in judge or []}
+        on = OfText(corpus, judges, iterations)
     points = curve(model, options, on, beam or [1], device)
     typer.echo(show_curve(points))
     if json_file is not None:

@@ -43,8 +43,8 @@ def transcribe(
         raise ConfigurationError("--score compares with transcripts: name their file in --data and column in --text.")
     clips, references = _recordings(files or [], data, audio=audio, text=text, index=index, only=only or [])
     options = DecodingOptions(beam=beam, n_best=n_best, tokens_per_batch=tokens_per_batch)
-    recogniser = open_recogniser(model)
     change = perturbation_options(proxy, alpha, norm, alpha_steps, trust)
+    recogniser = open_recogniser(model)
     if change is not None:
         from energymt.decoding.perturbed import perturbed
         from energymt.perturbation import open_perturbation

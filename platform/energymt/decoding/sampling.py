@@ -22,7 +22,7 @@ from energymt.losses import with_end
 from energymt.models.translator import AutoregressiveModel
 from energymt.noise import Noise
 from energymt.operators import row_blocks
-from energymt.policy import token_log_probs
+from energymt.policy import stop_log_probs, token_log_probs
 from energymt.records import Hypothesis, Input, Projection, Source
 from energymt.teacher_forcing import teacher_forced
 
@@ -209,7 +209,26 @@ def sample_log_probs(
         logits_RUV: of `teacher_forced` for the samples.
         samples: drawn before.
     """
+    target_RU, mask_RU = _drawn(model, samples)
+    return token_log_probs(possible(model, logits_RUV), target_RU, mask_RU), mask_RU
+
+
+def decision_log_probs(
+    model: AutoregressiveModel, logits_RUV: Tensor | Projection, samples: Samples
+) -> tuple[Tensor, Tensor]:
+    """log p of each decision of the samples to go on or to stop, [R, U], and the mask of those that were taken.
+
+    See `policy.stop_log_probs`; arguments as those of `sample_log_probs`.
+    """
+    target_RU, mask_RU = _drawn(model, samples)
+    end_RU = torch.full_like(target_RU, model.vocabulary.eos_id)
+    end_logp_RU = token_log_probs(possible(model, logits_RUV), end_RU, mask_RU)
+    positions_U = torch.arange(end_RU.shape[1], device=end_RU.device)
+    return stop_log_probs(end_logp_RU, positions_U == samples.mask_RT.sum(1, keepdim=True)), mask_RU
+
+
+def _drawn(model: AutoregressiveModel, samples: Samples) -> tuple[Tensor, Tensor]:
+    """The tokens of the samples with their end tokens, [R, U], and the mask of those that were drawn."""
     target_RU, mask_RU = with_end(samples.ids_RT, samples.mask_RT, model.vocabulary.eos_id)
     lengths_R1 = samples.mask_RT.sum(1, keepdim=True)
-    mask_RU = mask_RU.scatter(1, lengths_R1, samples.ended_R[:, None])
-    return token_log_probs(possible(model, logits_RUV), target_RU, mask_RU), mask_RU
+    return target_RU, mask_RU.scatter(1, lengths_R1, samples.ended_R[:, None])
