@@ -91,7 +91,7 @@ def test_a_full_disk_keeps_the_shards_that_are_whole(world: World, whole, disk: 
     runs = {"ENERGYMT_RUNS": str(disk.folder)}
     (disk.folder / "pseudo").mkdir()
     (world.folder / "runs" / "pseudo").symlink_to(disk.folder / "pseudo")
-    disk.fill(leave=100_000)
+    disk.fill(leave=45_000)
     begin(world, **runs).end().ended_by(5, "shard-", "the disk is full", "free space")
     assert shard(world, 0) is not None and shard(world, 2) is None
     disk.empty()
