@@ -156,16 +156,14 @@ def test_words_and_decisions_make_up_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_words_by_relaxation_and_the_end_by_reinforce_is_nearer_than_either(seed: int) -> None:
+def test_the_end_by_reinforce_has_the_exact_gradient_of_stopping(seed: int) -> None:
     world = World(seed)
     exact = world.exact_gradient()
     words = world.mean(world.relaxed("ST", True, end=False)[1][0])
     ends = world.mean(world.energy_Y[:, None, None] * world.stops())
     assert words[:, -1].abs().max() == 0, "the relaxation says nothing of the end"
-    torch.testing.assert_close(ends[:, -1], exact[:, -1], rtol=0, atol=1e-7)  # of which REINFORCE says all
-    bias = (words + ends - exact).norm()
-    assert bias < (words - exact).norm() and bias < (ends - exact).norm()
-    assert torch.cosine_similarity((words + ends).flatten(), exact.flatten(), dim=0) > 0.75
+    assert exact[:, -1].norm() > 0.1 * exact.norm()
+    torch.testing.assert_close(ends[:, -1], exact[:, -1], rtol=0, atol=1e-7)
 
 
 # ------------------------------------------------------------------------------------------- c) REINFORCE, PPO and NCE
