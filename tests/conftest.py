@@ -38,8 +38,9 @@ HOME = pytest.StashKey[Path]()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A core that others share makes any single example slow now and then.
-hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
+# A core that others share makes any single example slow now and then, so there is no deadline.
+# What decides on a change draws the same examples again and again; every other run looks for new ones.
+hypothesis.settings.register_profile("house", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("house")
 
 

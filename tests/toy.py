@@ -15,6 +15,7 @@ from energymt.models import make_translator
 from energymt.models.estimator_folder import write_estimator
 from energymt.models.estimator_variants import make_estimator
 from energymt.optimisation import learning_rate, make_optimizer, optimise
+from energymt.training import Result, Stop, fit
 from tests import tiny
 from trainables import distilled, engine, masked, ppo, proxy, proxy_ebm, qe_ebm, reinforce, supervised
 
@@ -161,6 +162,18 @@ def train(trainable: Any, batches: Any, on: Fabric | None = None) -> list[dict[s
         for step in trainable.steps(batch):
             reports.append(optimise(step, trainable.model, optimizer, on, settings, batch.step, rate))
     return reports
+
+
+def fitted(trainable: Any, out: Path, stop_at: int | None = None) -> tuple[Result, list[tuple[int, dict[str, float]]]]:
+    """One call of `fit`, asked to stop behind a step or not: its result and what was reported, but for times."""
+    stop, reports = Stop(), []
+
+    def report(step: int, values: dict[str, float]) -> None:
+        kept = {name: value for name, value in values.items() if not name.startswith("time/") and name[-2:] != "_s"}
+        reports.append((step, kept))
+        stop.requested = step == stop_at
+
+    return fit(trainable, fabric(), out, report, stop), reports
 
 
 def weights(trainable: Any) -> dict[str, torch.Tensor]:

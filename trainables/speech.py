@@ -19,12 +19,12 @@ from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_v
 from energymt.decoding.transcribe import Transcriber
 from energymt.decoding.translate import DecodingOptions
 from energymt.errors import ConfigurationError
-from energymt.losses import cross_entropy, with_end
 from energymt.metrics.speech import character_errors, error_report, word_errors
 from energymt.models.speech import SpeechTransformer
 from energymt.preparation import open_model
 from energymt.records import Batch, Step, StepBatch, Term
 from energymt.storage import fetch
+from energymt.teacher_forcing import negative_log_likelihood
 
 
 class RecogniserConfig(ModelConfig):
@@ -84,9 +84,7 @@ class Recognition:
 
     def losses(self, batch: Batch) -> list[Term]:
         """The label-smoothed cross-entropy of a micro-batch."""
-        logits_BUV = self.model.decode(self.model.encode(batch.source), batch.target_BT, batch.target_mask_BT)
-        target_BU, mask_BU = with_end(batch.target_BT, batch.target_mask_BT, self.model.vocabulary.eos_id)
-        nll = cross_entropy(logits_BUV, target_BU, mask_BU, self.config.label_smoothing)
+        nll = negative_log_likelihood(self.model, batch, self.config.label_smoothing)
         return [Term("nll", nll, self.counts(batch)["nll"])]
 
     def evaluate(self) -> dict[str, float]:

@@ -14,11 +14,10 @@ from pydantic import Field
 from energymt.configuration import TrainingConfig
 from energymt.development import translation_scores
 from energymt.errors import ConfigurationError
-from energymt.losses import cross_entropy, with_end
 from energymt.models import AutoregressiveModel
 from energymt.preparation import open_model, prepare_text
 from energymt.records import Batch, Step, StepBatch, Term
-from energymt.teacher_forcing import teacher_forced
+from energymt.teacher_forcing import negative_log_likelihood
 
 
 class Config(TrainingConfig):
@@ -56,16 +55,8 @@ class Supervised:
 
     def losses(self, batch: Batch) -> list[Term]:
         """The label-smoothed cross-entropy of a micro-batch."""
-        memory = self.model.encode(batch.source)
-        logits_BUV = teacher_forced(self.model, memory, batch.target_BT, batch.target_mask_BT)
-        target_BU, mask_BU = with_end(batch.target_BT, batch.target_mask_BT, self.text.vocabulary.eos_id)
-        return [
-            Term(
-                "nll",
-                cross_entropy(logits_BUV, target_BU, mask_BU, self.config.label_smoothing),
-                self.counts(batch)["nll"],
-            )
-        ]
+        nll = negative_log_likelihood(self.model, batch, self.config.label_smoothing)
+        return [Term("nll", nll, self.counts(batch)["nll"])]
 
     def evaluate(self) -> dict[str, float]:
         """Dev BLEU, chrF and more of greedy translations."""

@@ -35,7 +35,6 @@ from energymt.energies import QualityEnergy
 from energymt.energies.quality import Asynchronous
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
-from energymt.losses import cross_entropy, with_end
 from energymt.metrics.alarms import AlarmConfig
 from energymt.models import AutoregressiveModel
 from energymt.models.learning import Learns
@@ -45,7 +44,7 @@ from energymt.preparation import Text, open_model, prepare_text, require_room
 from energymt.quality import POOL, Judge, open_judge, open_original, open_quality
 from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
 from energymt.storage import fetch
-from energymt.teacher_forcing import teacher_forced
+from energymt.teacher_forcing import negative_log_likelihood
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 STATE_FILE = "method.json"
@@ -199,10 +198,7 @@ class SemiSupervised:
 
     def labelled_losses(self, batch: Batch) -> list[Term]:
         """The label-smoothed cross-entropy, as in `supervised`."""
-        memory = self.model.encode(batch.source)
-        logits_BUV = teacher_forced(self.model, memory, batch.target_BT, batch.target_mask_BT)
-        target_BU, mask_BU = with_end(batch.target_BT, batch.target_mask_BT, self.text.vocabulary.eos_id)
-        nll = cross_entropy(logits_BUV, target_BU, mask_BU, self.config.label_smoothing)
+        nll = negative_log_likelihood(self.model, batch, self.config.label_smoothing)
         return [Term("nll", nll, self.labelled_counts(batch)["nll"])]
 
     def sample_counts(self, batch: Batch) -> dict[str, float]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from energymt.errors import ConfigurationError
+from energymt.losses import cross_entropy, with_end
 from energymt.models.translator import AutoregressiveModel, Memory
-from energymt.records import Projection
+from energymt.records import Batch, Projection
 
 LARGE = 16_384
 """Tokens of a vocabulary above which logits [R, U, V] are not made."""
@@ -24,6 +25,12 @@ def teacher_forced(model: AutoregressiveModel, memory: Memory, ids_RT: Tensor, m
         except ConfigurationError:
             pass  # a network that makes its logits in a way of its own: it must make them
     return model.decode(memory, ids_RT, mask_RT)
+
+
+def negative_log_likelihood(model: AutoregressiveModel, batch: Batch, smoothing: float) -> Tensor:
+    """Σ over the targets of a batch, end tokens counted, of the label-smoothed −log p(y | x), in nats."""
+    said = teacher_forced(model, model.encode(batch.source), batch.target_BT, batch.target_mask_BT)
+    return cross_entropy(said, *with_end(batch.target_BT, batch.target_mask_BT, model.vocabulary.eos_id), smoothing)
 
 
 def dense_if_small(projection: Projection) -> Tensor | Projection:

@@ -19,7 +19,6 @@ from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_folder import load_estimator
 from energymt.models.scoring import score_lines
 from energymt.records import Source, StepBatch
-from energymt.training import Stop, fit
 from tests import estimators, judged, tiny, toy
 
 METRICS = ("unified_metric", "referenceless_regression_metric")
@@ -40,13 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fitted(folder: Path, out: Path, stop_at: int | None = None, **changes):
     """One call of `fit`: the trainable, its result and all that was reported."""
-    trainable, stop, reports = judged.make(folder, **changes), Stop(), []
-
-    def report(step: int, values: dict[str, float]) -> None:
-        reports.append((step, {k: v for k, v in values.items() if not k.startswith("time/")}))
-        stop.requested = step == stop_at
-
-    return trainable, fit(trainable, toy.fabric(), out, report, stop), reports
+    trainable = judged.make(folder, **changes)
+    return trainable, *toy.fitted(trainable, out, stop_at)
 
 
 def lines(folder: Path, name: str = "dev") -> tuple[list[str], list[str]]:

@@ -14,7 +14,6 @@ from energymt.errors import ConfigurationError
 from energymt.models import load_translator
 from energymt.models.adapters import ADAPTER
 from energymt.preparation import open_model
-from energymt.training import Result, Stop, fit
 from tests import toy
 from tests.terminal import quick
 from trainables.supervised import Supervised
@@ -33,16 +32,6 @@ def made(folder: Path, init: str = "transformer-toy", **changes: Any) -> Supervi
     return toy.make(
         "supervised", toy.config("supervised", folder, **{"model": model, "optimizer": optimizer, **changes})
     )
-
-
-def run(trainable: Supervised, out: Path, stop_at: int | None = None) -> tuple[Result, list[tuple[int, dict]]]:
-    stop, reports = Stop(), []
-
-    def report(step: int, values: dict[str, float]) -> None:
-        reports.append((step, {key: value for key, value in values.items() if not key.startswith("time/")}))
-        stop.requested = stop.requested or step == stop_at
-
-    return fit(trainable, toy.fabric(), out, report, stop), reports
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -76,11 +65,11 @@ def test_it_learns_and_all_else_stays_as_it_was(folder: Path) -> None:
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(at: int, folder: Path, tmp_path: Path) -> None:
     whole, parts = made(folder, keep_best=2), made(folder, keep_best=2)
-    wanted, reports = run(whole, tmp_path / "whole")
-    first, before = run(parts, tmp_path / "parts", stop_at=at)
+    wanted, reports = toy.fitted(whole, tmp_path / "whole")
+    first, before = toy.fitted(parts, tmp_path / "parts", stop_at=at)
     assert first.interrupted and first.progress.step == at
     again = made(folder, keep_best=2)
-    found, after = run(again, tmp_path / "parts")
+    found, after = toy.fitted(again, tmp_path / "parts")
     assert same(last(tmp_path / "parts"), last(tmp_path / "whole"))
     assert same(toy.weights(again), toy.weights(whole))
     assert found.metrics == wanted.metrics and before + after == reports
@@ -89,7 +78,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(at: int, folder: Path, t
 def test_the_mean_of_kept_checkpoints_is_that_of_the_adapters(folder: Path, tmp_path: Path) -> None:
     trainable = made(folder, keep_best=2, evaluate_every=1, steps=4)
     trainable.METRIC = "dev/length_ratio"  # which moves from the first step on
-    result, _ = run(trainable, tmp_path)
+    result, _ = toy.fitted(trainable, tmp_path)
     kept = [safetensors.torch.load_file(path / "weights.safetensors") for path in sorted(tmp_path.glob("kept-*"))]
     steps = sorted(int(step) for step in result.progress.kept)
     assert len(kept) == 2 == len(steps) and not same(kept[0], kept[1])
@@ -109,7 +98,7 @@ def test_the_command_leaves_a_plain_model_that_says_what_the_run_did(folder: Pat
     assert done.code == 0, done.err
     model = tmp_path / "runs" / "lora" / "model"
     trainable = made(folder)
-    run(trainable, tmp_path / "here")
+    toy.fitted(trainable, tmp_path / "here")
     torch.testing.assert_close(
         logits_of(load_translator(model), trainable), logits_of(trainable.model.eval(), trainable), rtol=1e-4, atol=1e-5
     )

@@ -16,7 +16,6 @@ from energymt.metrics.estimation import pearson, spearman
 from energymt.models import load_translator
 from energymt.models.proxy import load_proxy
 from energymt.plan import describe
-from energymt.training import Stop, fit
 from tests import proxies, toy
 from trainables.proxy import ProxyTraining
 
@@ -33,15 +32,10 @@ def runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGYMT_RUNS", str(folder / "runs"))
 
 
-def run(folder: Path, out: Path, stop_at: int = 0, **changes: Any) -> tuple[ProxyTraining, Any, list[Any]]:
+def run(folder: Path, out: Path, stop_at: int | None = None, **changes: Any) -> tuple[ProxyTraining, Any, list[Any]]:
     """One call of `fit`: the trainable, the result and all that was reported."""
-    trainable, stop, reports = proxies.make(folder, **changes), Stop(), []
-
-    def report(step: int, values: dict[str, float]) -> None:
-        reports.append((step, {name: value for name, value in values.items() if not name.startswith("time/")}))
-        stop.requested = step == stop_at > 0
-
-    return trainable, fit(trainable, toy.fabric(), out, report, stop), reports
+    trainable = proxies.make(folder, **changes)
+    return trainable, *toy.fitted(trainable, out, stop_at)
 
 
 def raw_on_dev(trainable: ProxyTraining) -> tuple[np.ndarray, np.ndarray]:

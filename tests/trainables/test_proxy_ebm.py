@@ -14,7 +14,6 @@ from energymt.errors import ConfigurationError
 from energymt.folders import weights_fingerprint
 from energymt.models import load_translator
 from energymt.records import StepBatch
-from energymt.training import Stop, fit
 from tests import proxies, toy
 from tests.ranks import run_two
 from trainables.proxy_ebm import ProxyEbm
@@ -213,15 +212,8 @@ def test_two_workers_are_one(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
-    def run(out: Path, stop_at: int = 0) -> tuple[Any, list[Any]]:
-        stop, reports = Stop(), []
-
-        def report(step: int, values: dict[str, float]) -> None:
-            kept = {k: v for k, v in values.items() if not k.startswith("time/") and not k.endswith("_s")}
-            reports.append((step, kept))
-            stop.requested = step == stop_at > 0
-
-        return fit(made(folder, double=False), toy.fabric(), out, report, stop), reports
+    def run(out: Path, stop_at: int | None = None) -> tuple[Any, list[Any]]:
+        return toy.fitted(made(folder, double=False), out, stop_at)
 
     wanted, reports = run(tmp_path / "whole")
     first, before = run(tmp_path / "cut", stop_at=4)

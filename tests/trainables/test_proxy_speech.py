@@ -18,7 +18,6 @@ from energymt.models import load_translator
 from energymt.models.proxy import load_proxy
 from energymt.models.speech import SpeechTransformer
 from energymt.plan import describe
-from energymt.training import Stop, fit
 from tests import proxies, sounds, tiny, toy
 from trainables.proxy import ProxyTraining
 
@@ -39,15 +38,10 @@ def runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGYMT_RUNS", str(folder / "runs"))
 
 
-def run(folder: Path, out: Path, stop_at: int = 0, **changes: Any) -> tuple[ProxyTraining, Any, list[Any]]:
+def run(folder: Path, out: Path, stop_at: int | None = None, **changes: Any) -> tuple[ProxyTraining, Any, list[Any]]:
     """One call of `fit`: the trainable, the result and all that was reported."""
-    trainable, stop, reports = proxies.listening(folder, **changes), Stop(), []
-
-    def report(step: int, values: dict[str, float]) -> None:
-        reports.append((step, {name: value for name, value in values.items() if not name.startswith("time/")}))
-        stop.requested = step == stop_at > 0
-
-    return trainable, fit(trainable, toy.fabric(), out, report, stop), reports
+    trainable = proxies.listening(folder, **changes)
+    return trainable, *toy.fitted(trainable, out, stop_at)
 
 
 def test_its_labels_are_the_errors_of_each_transcript(folder: Path) -> None:

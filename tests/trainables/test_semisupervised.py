@@ -20,7 +20,6 @@ from energymt.energies import QualityEnergy
 from energymt.errors import ConfigurationError, DataError
 from energymt.optimisation import make_optimizer
 from energymt.records import StepBatch
-from energymt.training import Stop, fit
 from tests import toy
 
 DYNAMIC = {"learns": "all", "sentences": 4, "rate": 0.01}
@@ -50,17 +49,11 @@ def made(name: str, folder: Path, double: bool = False, **changes: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------------- resume
 
 
-def run(name: str, folder: Path, out: Path, stop_at: int = 0, **changes: Any) -> tuple[Any, Any, list[Any]]:
+def run(name: str, folder: Path, out: Path, stop_at: int | None = None, **changes: Any) -> tuple[Any, Any, list[Any]]:
     """One call of `fit`, with dropout: the trainable, the result and all that was reported."""
     settings = {"model": DROPOUT, "vocabulary": {"path": str(folder / "transformer-toy")}, **changes}
-    trainable, stop, reports = made(name, folder, **settings), Stop(), []
-
-    def report(step: int, values: dict[str, float]) -> None:
-        kept = {key: value for key, value in values.items() if not key.startswith("time/") and not key.endswith("_s")}
-        reports.append((step, kept))
-        stop.requested = step == stop_at > 0
-
-    return trainable, fit(trainable, toy.fabric(), out, report, stop), reports
+    trainable = made(name, folder, **settings)
+    return trainable, *toy.fitted(trainable, out, stop_at)
 
 
 def left(out: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,8 @@ both. Texts get `<s>` and `</s>` around them, as XLM-R's do.
 
 Two things in a text are read in another way than by SentencePiece, here as in every tokenizer of this library: the name
 of a special token becomes that token, and an accent behind a character that Unicode normalisation takes apart (`½`,
-`ﬁ`) is lost.
+`ﬁ`) is lost. And of two splits whose probabilities differ in the last digit of a float32, each of the two libraries may
+take another.
 """
 
 from __future__ import annotations
