@@ -12,9 +12,11 @@ from energymt.data.corpus import Corpus
 from energymt.data.hub import HubVocabulary
 from energymt.decoding.rerank import Translation
 from energymt.decoding.sampling import possible
+from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.energies import QualityEnergy
 from energymt.metrics.alarms import AlarmConfig
-from energymt.models import AutoregressiveModel
+from energymt.models import AutoregressiveModel, NonautoregressiveModel
+from energymt.models.loading import AnyTranslator
 from energymt.models.scoring import score_lines
 from energymt.monitor import Monitor
 from energymt.operators import OPERATORS
@@ -48,7 +50,7 @@ def outputs(words: HubVocabulary, texts: Sequence[str] = TEXTS) -> list[Translat
     return [(text, Hypothesis(tuple(words.encode(text)), -1.0, -2.0)) for text in texts]
 
 
-def monitor(model: AutoregressiveModel, feed: str = "SX", stops: bool = False, config=None, **judges) -> Monitor:
+def monitor(model: AnyTranslator, feed: str = "SX", stops: bool = False, config=None, **judges) -> Monitor:
     start = copy.deepcopy(model).eval().requires_grad_(False)
     estimator = estimators.estimator("kiwi")
     energy = QualityEnergy(estimator, model.vocabulary, feed)
@@ -167,6 +169,62 @@ def test_without_a_word_there_is_no_soft_score(model: AutoregressiveModel, words
     values = monitor(model, judge=by_length).look(outputs(words, [""] * 5), {})
     assert "dev/quality_soft" not in values
     assert values["dev/entropy"] == values["dev/kl_to_start"] == 0.0
+
+
+# -------------------------------------------------------------------------------------------------- non-autoregressive
+
+
+@pytest.fixture(params=["masked", "tagger"])
+def parallel(request: pytest.FixtureRequest) -> NonautoregressiveModel:
+    return {"masked": tiny.masked, "tagger": tiny.tagger}[request.param](bridged.other(), longest=64)
+
+
+def one_pass(model: NonautoregressiveModel) -> list[Translation]:
+    options = DecodingOptions(length_beam=1, iterations=1)
+    return [found[0] for found in Translator(model, options).translate(SOURCES)]
+
+
+@torch.no_grad()
+def test_one_pass_is_compared_with_that_of_the_start(parallel: NonautoregressiveModel) -> None:
+    look = monitor(parallel)
+    first = look.look(one_pass(parallel), {})
+    assert first["dev/kl_to_start"] == pytest.approx(0.0, abs=1e-6)
+    tiny.shake(parallel, 0.05, seed=7)
+    found = one_pass(parallel)
+    values = look.look(found, {})
+    entropy = divergence = 0.0
+    for text, (_, hypothesis) in zip(SOURCES, found, strict=True):
+        mask_1T = torch.ones(1, len(hypothesis.ids), dtype=torch.bool)
+        source = bridged.source_of(parallel.vocabulary, [text])
+        now_TV, start_TV = (
+            model.predict(model.encode(source), model.unseen(mask_1T), mask_1T)[0].double().softmax(-1)
+            for model in (parallel.eval(), look.start)
+        )
+        assert now_TV.argmax(-1).tolist() == list(hypothesis.ids)
+        entropy -= float(torch.xlogy(now_TV, now_TV).sum())
+        divergence += float((torch.xlogy(now_TV, now_TV) - torch.xlogy(now_TV, start_TV)).sum())
+    tokens = sum(len(hypothesis.ids) for _, hypothesis in found)
+    assert values["dev/entropy"] == pytest.approx(entropy / tokens, rel=1e-4)
+    assert values["dev/kl_to_start"] == pytest.approx(divergence / tokens, rel=1e-3)
+    assert values["dev/kl_to_start"] > 0.001
+
+
+@pytest.mark.parametrize("feed", OPERATORS)
+def test_the_soft_score_of_one_pass(feed: str, parallel: NonautoregressiveModel) -> None:
+    values = monitor(parallel, feed).look(one_pass(parallel), {})
+    lead = values["dev/quality_soft"] - values["dev/quality"]
+    assert math.isfinite(lead)
+    if feed in ("STL", "ST"):  # whose value is the argmax, the text
+        assert lead == pytest.approx(0.0, abs=0.1)
+
+
+def test_only_a_length_that_is_bounded_is_at_its_limit(parallel: NonautoregressiveModel) -> None:
+    found = one_pass(parallel)
+    values = monitor(parallel).look(found, {})
+    if parallel.longest is None:
+        assert "gaming/at_limit" not in values
+    else:
+        assert values["gaming/at_limit"] == sum(len(item.ids) >= parallel.longest for _, item in found) / len(found)
 
 
 # -------------------------------------------------------------------------------------------------------------- alarms

@@ -7,20 +7,22 @@ operators O1 (`feed`) and O2 (`score`). The length head goes on learning. The ch
 dev energy: that of the argmax tokens (oracle lengths), because the relaxed one can fall while translations get worse.
 
 Energies add up (`energies.weighted`): with `quality` the loss is E_Θ − w · s, with s the score of a quality estimator.
-No paper has this combination.
+No paper has this combination. What an estimator trains is then watched on dev as in QE-EBM (`monitor`).
 """
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from energymt.configuration import ModelConfig, OptimizerConfig, TrainingConfig
+from energymt.configuration import ModelConfig, OptimizerConfig
 from energymt.data.corpus import task_prefixes
 from energymt.data.vocabulary import require_same
 from energymt.development import energy_scores, translate_dev, translation_scores
@@ -28,8 +30,11 @@ from energymt.devices import choose_device
 from energymt.distillation import pseudo_corpus
 from energymt.energies import AutoregressiveEnergy, QualityEnergy
 from energymt.errors import ConfigurationError
+from energymt.folders import write_atomically
+from energymt.judges import JudgedConfig, open_judges, require_other_judge
 from energymt.losses import cross_entropy, length_loss
 from energymt.models import AutoregressiveModel, NonautoregressiveModel, load_translator
+from energymt.monitor import Monitor
 from energymt.operators import Noise
 from energymt.preparation import open_model, prepare_text, require_room
 from energymt.quality import open_quality
@@ -37,10 +42,11 @@ from energymt.records import Batch, Pending, Prediction, Step, StepBatch, Term
 from energymt.storage import fetch
 from trainables.masked import partial_mask
 
+MONITOR_FILE = "monitor.json"
 Operator = Literal["SX", "STL", "SG", "ST", "GX"]
 
 
-class Config(TrainingConfig):
+class Config(JudgedConfig):
     """ENGINE training."""
 
     teacher: str
@@ -76,6 +82,7 @@ class Engine:
     HIGHER_IS_BETTER = False
 
     def __init__(self, config: Config) -> None:
+        require_quality(config)
         teacher = load_translator(fetch(config.teacher))
         if not isinstance(teacher, AutoregressiveModel):
             raise ConfigurationError(
@@ -105,13 +112,28 @@ class Engine:
         self.energy = AutoregressiveEnergy(teacher, config.feed, config.score)
         self.quality = None if config.quality is None else open_quality(config.quality, choose_device(config.device))
         self.quality_energy: QualityEnergy | None = None
+        self.monitor: Monitor | None = None
         if self.quality is not None:
+            device = choose_device(config.device)
             self.quality_energy = QualityEnergy(
                 self.quality.estimator,
                 self.text.vocabulary,
                 config.quality_feed,
                 prefixes=task_prefixes([self.text.train_corpus, self.text.dev_corpus]),
             )
+            self.monitor = Monitor(
+                model,
+                copy.deepcopy(model).eval().requires_grad_(False).to(device),
+                self.text.dev_corpus,
+                self.quality_energy,
+                open_judges(config, self.text, self.quality, device),
+                config.alarms,
+                config.stop_at_alarm,
+            )
+
+    def begin(self) -> bool:
+        """Alarms compare with the start; without an estimator there are none."""
+        return self.monitor is not None
 
     def steps(self, batch: StepBatch) -> Iterator[Step]:
         """One optimizer step a batch."""
@@ -162,20 +184,38 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Discrete and relaxed dev energy with oracle lengths; BLEU and quality of one pass with predicted lengths."""
+        """Discrete and relaxed dev energy with oracle lengths; of one pass with predicted lengths BLEU, and with an
+        estimator its score, the judge's, and signs of gaming."""
         values = energy_scores(self.model, self.energy, self.text.dev, self.config)
-        corpus, words = self.text.dev_corpus, self.text.vocabulary
-        outputs = translate_dev(self.model, corpus, iterations=1)
-        values |= translation_scores(self.model, corpus, outputs=outputs)
-        if self.quality is not None:
-            sources = [words.as_plain_text(text) for text in corpus.source]
-            values["dev/quality"] = float(np.nanmean(self.quality.score(sources, [text for text, _ in outputs])))
-        return values
+        outputs = translate_dev(self.model, self.text.dev_corpus, iterations=1)
+        values |= translation_scores(self.model, self.text.dev_corpus, outputs=outputs)
+        return values if self.monitor is None else values | self.monitor.look(outputs, values)
+
+    def save_state(self, folder: Path) -> None:
+        """What alarms compare with: the dev values so far."""
+        if self.monitor is not None:
+            write_atomically(folder / MONITOR_FILE, json.dumps(self.monitor.history))
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        if self.monitor is not None:
+            self.monitor.history = json.loads((folder / MONITOR_FILE).read_text(encoding="utf-8"))
 
     def close(self) -> None:
         """Return the lease of a pool."""
         if self.quality is not None:
             self.quality.close()
+
+
+def require_quality(config: Config) -> None:
+    """Raise a ConfigurationError for a judge of what no estimator trains, and for one that trains as well."""
+    if config.quality is None and (config.judge is not None or config.stop_at_alarm):
+        field = "stop_at_alarm" if config.judge is None else "judge"
+        raise ConfigurationError(
+            f"{field} is set and quality is not: an estimator that trains is judged, and none does. Set quality, or "
+            f"leave {field} out and score the finished model (`energymt evaluate --judge`)."
+        )
+    require_other_judge(config, config.quality)
 
 
 TRAINABLE = Engine

@@ -1,4 +1,4 @@
-"""What the dev set says of a translator that is trained to please an estimator.
+"""What the dev set says of a translator, autoregressive or not, that is trained to please an estimator.
 
 Scores of more than one judge, how far it has gone from where it started, and whether it cheats (`metrics.indicators`,
 `metrics.alarms`).
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from energymt.data.batching import pad
 from energymt.data.corpus import Corpus
@@ -24,6 +25,7 @@ from energymt.losses import with_end
 from energymt.metrics.alarms import PREFIX, AlarmConfig, alarms
 from energymt.metrics.indicators import indicators
 from energymt.models import AutoregressiveModel
+from energymt.models.loading import AnyTranslator
 from energymt.noise import Noise
 from energymt.records import Prediction, Source
 
@@ -49,8 +51,8 @@ class Monitor:
         history: dev values so far, the first those of the start.
     """
 
-    model: AutoregressiveModel
-    start: AutoregressiveModel
+    model: AnyTranslator
+    start: AnyTranslator
     corpus: Corpus
     energy: QualityEnergy
     judges: Mapping[str, TextScore]
@@ -79,7 +81,7 @@ class Monitor:
             texts,
             references,
             token_ids=[hypothesis.ids for _, hypothesis in outputs],
-            max_lengths=[2 * (len(words.encode_source(text)) - 1) + 10 for text in self.corpus.inputs],
+            max_lengths=self._limits(),
             scores=np.nan_to_num(scores["quality"], nan=float(np.nanmean(scores["quality"]))).tolist(),
             score=self.judges["quality"],
         )
@@ -95,9 +97,10 @@ class Monitor:
         return values
 
     def _distance(self, ids: Sequence[Sequence[int]], scores_N: NDArray[np.float64]) -> dict[str, float]:
-        """Entropy and divergence from the start in nats per token, ends counted, and the score of the soft tokens.
+        """Entropy and divergence from the start in nats per token, and the score of the soft tokens.
 
-        Of some sentences; the soft score is that of the text of all, and how far it is from the text's on those.
+        Of some sentences; ends are counted where a translator says them. The soft score is that of the text of all, and
+        how far it is from the text's on those.
         """
         chosen = [row for row in range(min(SENTENCES, len(ids))) if len(ids[row])]
         entropy = divergence = 0.0
@@ -107,24 +110,27 @@ class Monitor:
                 encoded = [self.model.vocabulary.encode_source(self.corpus.inputs[row]) for row in rows]
                 source = Source(*pad(encoded, self.model.vocabulary.pad_id)).to(self.model.device)
                 ids_BT, mask_BT = (part.to(self.model.device) for part in pad([list(ids[r]) for r in rows], 0))
-                _, mask_BU = with_end(ids_BT, mask_BT, self.model.vocabulary.eos_id)
-                logits_BUV = self.model.decode(self.model.encode(source), ids_BT, mask_BT)
-                logp_NV = possible(self.model, logits_BUV[mask_BU]).float().log_softmax(-1)
-                start_BUV = self.start.decode(self.start.encode(source), ids_BT, mask_BT)
-                start_NV = possible(self.start, start_BUV[mask_BU]).float().log_softmax(-1)
+                logp_NV, prediction = _said(self.model, source, ids_BT, mask_BT)
+                start_NV, _ = _said(self.start, source, ids_BT, mask_BT)
                 probs_NV = logp_NV.exp()
                 tokens += len(probs_NV)
                 entropy -= float((probs_NV * logp_NV.nan_to_num(neginf=0.0)).sum())
                 divergence += float((probs_NV * (logp_NV - start_NV).nan_to_num(nan=0.0)).sum())
-                words_BTV = possible(self.model, logits_BUV[:, :-1], end=False)
                 noise = Noise(0, 0, torch.tensor(rows, device=ids_BT.device))
-                energy_B = self.energy(source, Prediction(words_BTV, mask_BT, ids_BT, noise))
+                energy_B = self.energy(source, replace(prediction, noise=noise))
                 soft |= dict(zip(rows, (-energy_B).tolist(), strict=True))
         values = {ENTROPY: entropy / max(1, tokens), DIVERGENCE: divergence / max(1, tokens)}
         if soft:
             lead = float(np.nanmean(list(soft.values()))) - float(np.nanmean(scores_N[list(soft)]))
             values[SOFT] = float(np.nanmean(scores_N)) + lead
         return values
+
+    def _limits(self) -> list[int] | None:
+        """The most tokens that each translation may have; None where nothing bounds them."""
+        if isinstance(self.model, AutoregressiveModel):
+            words = self.model.vocabulary
+            return [2 * (len(words.encode_source(text)) - 1) + 10 for text in self.corpus.inputs]
+        return None if self.model.longest is None else [self.model.longest] * len(self.corpus.source)
 
     def _batches(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """Rows of like length, few enough that their logits are no larger than LOGITS."""
@@ -137,3 +143,14 @@ class Monitor:
             batch.append(row)
         if batch:
             yield batch
+
+
+def _said(model: AnyTranslator, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Prediction]:
+    """Log-probabilities [N, V] where the N tokens (and ends) of translations stand, and what an energy reads."""
+    if isinstance(model, AutoregressiveModel):
+        logits_BUV = model.decode(model.encode(source), ids_BT, mask_BT)
+        _, mask_BU = with_end(ids_BT, mask_BT, model.vocabulary.eos_id)
+        logp_NV = possible(model, logits_BUV[mask_BU]).float().log_softmax(-1)
+        return logp_NV, Prediction(possible(model, logits_BUV[:, :-1], end=False), mask_BT, ids_BT)
+    logits_BTV = model.predict(model.encode(source), model.unseen(mask_BT), mask_BT)
+    return logits_BTV[mask_BT].float().log_softmax(-1), Prediction(logits_BTV, mask_BT)

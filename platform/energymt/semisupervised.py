@@ -22,12 +22,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from energymt.balance import Balance, BalanceConfig
-from energymt.configuration import TrainingConfig
 from energymt.data.batching import EncodedCorpus, Plan, StepPlan, encode_corpus
 from energymt.data.corpus import Corpus, DataConfig, read_corpus, sources_alone, task_prefixes
 from energymt.data.neighbours import load_neighbours
 from energymt.data.pairing import NeighbourPlan, PairedPlan
-from energymt.decoding.rerank import TextScore
 from energymt.decoding.sampling import SAMPLE_STREAM, Samples, sample
 from energymt.development import translate_dev, translation_scores
 from energymt.devices import choose_device
@@ -35,13 +33,13 @@ from energymt.energies import QualityEnergy
 from energymt.energies.quality import Asynchronous
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
-from energymt.metrics.alarms import AlarmConfig
+from energymt.judges import JudgedConfig, on_dev, open_judges, require_other_judge
 from energymt.models import AutoregressiveModel
 from energymt.models.learning import Learns
 from energymt.monitor import Monitor
 from energymt.operators import Noise
 from energymt.preparation import Text, open_model, prepare_text, require_room
-from energymt.quality import POOL, Judge, open_judge, open_original, open_quality
+from energymt.quality import POOL, open_original, open_quality
 from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
 from energymt.storage import fetch
 from energymt.teacher_forcing import negative_log_likelihood
@@ -50,7 +48,7 @@ LABELLED, UNLABELLED = "labelled", "unlabelled"
 STATE_FILE = "method.json"
 
 
-class SemiSupervisedConfig(TrainingConfig):
+class SemiSupervisedConfig(JudgedConfig):
     """What every method that learns from unlabelled sources can be told."""
 
     unlabelled: DataConfig | None = None
@@ -60,9 +58,6 @@ class SemiSupervisedConfig(TrainingConfig):
     (QE-EBM); None takes them in an order of their own."""
     quality: str
     """Address of the quality estimator: a folder, or `pool:NAME`."""
-    judge: str | None = None
-    """Address of another metric of the COMET family, which only judges, with references if it reads them; the one that
-    trains never judges alone."""
     choose_by: Literal["chrf", "bleu", "judge"] = "chrf"
     """Dev value that chooses the checkpoint. (QE-EBM chooses by the estimator that it trains with.)"""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -79,10 +74,6 @@ class SemiSupervisedConfig(TrainingConfig):
     """Source tokens (end tokens counted) of the unlabelled part of a step, over all workers."""
     balance: BalanceConfig = BalanceConfig()
     """How the unlabelled loss is weighed against the cross-entropy."""
-    alarms: AlarmConfig = AlarmConfig()
-    """When dev values look like gaming of the estimator (`metrics.alarms`); logged as `gaming/alarm/...`."""
-    stop_at_alarm: bool = False
-    """Whether an alarm ends the run, as running out of patience does."""
     deterministic: bool = False
     """A pool computes every request alone, so that a run can be repeated bit by bit."""
     run_name: str | None = None
@@ -121,8 +112,7 @@ class SemiSupervised:
     def __init__(self, config: SemiSupervisedConfig, learns: Learns | None = None, feed: str = "ST") -> None:
         if config.choose_by == "judge" and config.judge is None:
             raise ConfigurationError("choose_by is judge and no judge is named: set judge to an estimator's address.")
-        if config.judge == config.quality:
-            raise ConfigurationError(f"judge and quality are both {config.quality}: what trains cannot judge as well.")
+        require_other_judge(config, config.quality)
         if config.balance.kind == "gradnorm" and self.TERM != "energy":
             raise ConfigurationError(
                 f"balance.kind is gradnorm, which follows how fast a loss falls, and {self.TERM} is none that falls: "
@@ -149,11 +139,9 @@ class SemiSupervised:
         )
         prefixes = task_prefixes([self.text.train_corpus, self.text.dev_corpus, corpus])
         self.energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, feed, prefixes=prefixes)
-        judges = {"quality": self.quality.score}
+        judges = open_judges(config, self.text, self.quality, self.device)
         if learns is not None:
-            judges["quality_frozen"] = self._on_dev(open_original(config.quality, self.device))
-        if config.judge is not None:
-            judges["judge"] = self._on_dev(open_judge(config.judge, self.device))
+            judges["quality_frozen"] = on_dev(open_original(config.quality, self.device), self.text)
         self.plan = make_plan(config, self.text, corpus, unlabelled)
         self.balance = Balance(config.balance, config.steps)
         self.start = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
@@ -165,10 +153,11 @@ class SemiSupervised:
         self.ratios: list[float] = []  # of gradient norms since the last evaluation
         self.cosines: list[float] = []
 
-    def begin(self) -> None:
-        """An estimator that learns is as it was before anybody taught it."""
+    def begin(self) -> bool:
+        """An estimator that learns is as it was before anybody taught it; alarms compare with the start."""
         if self.quality.pupil is not None:
             self.quality.pupil.begin()
+        return True
 
     # ------------------------------------------------------------------------------------------------------ the step
 
@@ -255,11 +244,6 @@ class SemiSupervised:
         values["dev/choice"] = values[f"dev/{self.config.choose_by}"]
         self.ratios, self.cosines = [], []
         return values
-
-    def _on_dev(self, judge: Judge) -> TextScore:
-        """A judge of translations of the dev text."""
-        references = [self.text.vocabulary.as_plain_text(text) for text in self.text.dev_corpus.target or []]
-        return lambda sources, translations: judge(sources, translations, references)
 
     def save_state(self, folder: Path) -> None:
         """What a checkpoint must hold besides weights: GradNorm's weights, the values so far, what was learnt."""

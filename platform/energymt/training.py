@@ -52,10 +52,10 @@ class Trainable(Protocol):
 
 @runtime_checkable
 class Compared(Protocol):
-    """A method whose dev values are compared with those of the start, which the loop asks for before the first step."""
+    """A method whose dev values may be compared with those of the start."""
 
-    def begin(self) -> None:
-        """A run begins, and goes on from no checkpoint; every worker is told."""
+    def begin(self) -> bool:
+        """A run begins, and goes on from no checkpoint; every worker is told. Whether the start is looked at."""
         ...
 
 
@@ -125,8 +125,7 @@ def look_first(
     trainable: Trainable, fabric: Fabric, checkpoints: Checkpoints, progress: Progress, report: Report
 ) -> None:
     """Dev values before the first step, for a method that compares with them; the start may turn out to be the best."""
-    if progress.step == 0 and isinstance(trainable, Compared):
-        trainable.begin()
+    if progress.step == 0 and isinstance(trainable, Compared) and trainable.begin():
         report(0, assess(trainable, fabric, checkpoints, progress))
 
 

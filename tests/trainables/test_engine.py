@@ -309,6 +309,47 @@ def test_dev_quality_is_that_of_the_text_and_the_estimator_stays(folder: Path, e
     trainable.close()
 
 
+def judged(folder: Path, estimator: Path, **changes):
+    settings = {"quality": str(estimator), "judge": str(estimators.converted("regression")), "quality_weight": 20.0}
+    return made(folder, **{**settings, "optimizer": {"learning_rate": 0.02, "warmup_steps": 1}, **changes})
+
+
+def test_a_judge_stands_beside_the_estimator_and_the_start_is_looked_at(
+    folder: Path, estimator: Path, tmp_path: Path
+) -> None:
+    trainable = judged(folder, estimator)
+    result, reports = toy.fitted(trainable, tmp_path)
+    looks = {step: values for step, values in reports if "dev/energy" in values}
+    assert list(looks) == [0, 3, 6] and looks[0]["dev/kl_to_start"] == pytest.approx(0.0, abs=1e-6)
+    assert looks[6]["dev/kl_to_start"] > 1e-4 and "gaming/duplicates" in looks[6]
+    corpus = trainable.text.dev_corpus
+    outputs = [text for text, _ in translate_dev(trainable.model, corpus)]  # of the best model
+    scores = score_lines(load_estimator(estimators.converted("regression")), corpus.source, outputs, corpus.target)
+    best = looks[result.progress.best_step]
+    assert best["dev/judge"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+    trainable.close()
+
+
+def test_an_alarm_compares_with_the_start_and_ends_the_run(folder: Path, estimator: Path, tmp_path: Path) -> None:
+    """Also where the run was cut in between: the first look is in its checkpoints."""
+    far = {"alarms": {"kl_to_start": 1e-6, "least_chrf": 0.0}, "steps": 9}
+    _, before = toy.fitted(judged(folder, estimator, **far), tmp_path, stop_at=2)
+    assert [values["gaming/alarms"] for _, values in before if "gaming/alarms" in values] == [0.0]
+    trainable = judged(folder, estimator, **far, stop_at_alarm=True)
+    result, after = toy.fitted(trainable, tmp_path)
+    assert result.progress.step == 3 and result.progress.stopped_early
+    assert after[-1][1]["gaming/alarm/kl_to_start"] == 1.0
+    assert trainable.monitor.history[0] == {name: before[0][1][name] for name in trainable.monitor.history[0]}
+
+
+def test_what_no_estimator_trains_is_not_judged(folder: Path, estimator: Path) -> None:
+    for field, value in (("judge", str(estimator)), ("stop_at_alarm", True)):
+        with pytest.raises(ConfigurationError, match=rf"{field} is set and quality is not: .*leave {field} out"):
+            made(folder, **{field: value})
+    with pytest.raises(ConfigurationError, match="what trains cannot judge"):
+        made(folder, quality=str(estimator), judge=str(estimator))
+
+
 def test_without_an_estimator_there_is_no_quality(folder: Path) -> None:
     trainable = made(folder)
     assert "dev/quality" not in trainable.evaluate()

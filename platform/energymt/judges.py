@@ -1,0 +1,44 @@
+"""Who judges on dev what an estimator trains: that estimator itself, and never it alone."""
+
+from __future__ import annotations
+
+import torch
+
+from energymt.configuration import TrainingConfig
+from energymt.decoding.rerank import TextScore
+from energymt.errors import ConfigurationError
+from energymt.metrics.alarms import AlarmConfig
+from energymt.preparation import Text
+from energymt.quality import Judge, Quality, open_judge
+
+
+class JudgedConfig(TrainingConfig):
+    """What every method that an estimator trains can be told about its judges."""
+
+    judge: str | None = None
+    """Address of another metric of the COMET family, which only judges, with references if it reads them; the one that
+    trains never judges alone."""
+    alarms: AlarmConfig = AlarmConfig()
+    """When dev values look like gaming of the estimator (`metrics.alarms`); logged as `gaming/alarm/...`."""
+    stop_at_alarm: bool = False
+    """Whether an alarm ends the run, as running out of patience does."""
+
+
+def require_other_judge(config: JudgedConfig, quality: str | None) -> None:
+    """Raise a ConfigurationError if the judge is the estimator that trains."""
+    if config.judge is not None and config.judge == quality:
+        raise ConfigurationError(f"judge and quality are both {quality}: what trains cannot judge as well.")
+
+
+def open_judges(config: JudgedConfig, text: Text, quality: Quality, device: torch.device) -> dict[str, TextScore]:
+    """`quality`, the estimator that trains, and `judge` where one is named: scores of translations of the dev text."""
+    judges = {"quality": quality.score}
+    if config.judge is not None:
+        judges["judge"] = on_dev(open_judge(config.judge, device), text)
+    return judges
+
+
+def on_dev(judge: Judge, text: Text) -> TextScore:
+    """A judge of translations of the dev text, whose references it may read."""
+    references = [text.vocabulary.as_plain_text(line) for line in text.dev_corpus.target or []]
+    return lambda sources, translations: judge(sources, translations, references)
