@@ -1,6 +1,6 @@
 """The QE-EBM table of docs/results.md, from the models that examples/qe_ebm/run.sh has trained.
 
-    python -m benchmarks.qe_ebm [--rows 200] [--seeds 1 2 3]
+    python -m benchmarks.qe_ebm [--rows 200] [--seeds 1 2 3] [--last]
     python -m benchmarks.qe_ebm --variants --seeds 1          (models of examples/qe_ebm/variants.sh)
     python -m benchmarks.qe_ebm --pair en-mn --seeds 1        (models of examples/qe_ebm/en-mn/run.sh)
 
@@ -8,7 +8,8 @@ Reads $ENERGYMT_RUNS/qe_ebm/METHOD-SEED and $ENERGYMT_DATA/multi30k/test_2016_fl
 by references, by the estimator that trained (quality) and by one that did not (judge). The variant that was trained by
 the other estimator is scored by the same two: there, `judge` is the one that trained. Intervals: 95 %, bootstrap over
 sentences, ends averaged over the seeds; differences to `supervised` (among the variants to QE-STATIC, of a pair to its
-start) are paired, seed by seed, or all to the one seed that there is. The spread of g_U is that of the unlabelled
+start) are paired, seed by seed, or all to the one seed that there is. With `--last` the models are those of the last
+step, and not those that dev chose, which may be the start. The spread of g_U is that of the unlabelled
 gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
 """
 
@@ -16,14 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from benchmarks.timing import machine
+from energymt.checkpoints import WEIGHTS
 from energymt.data.corpus import Corpus, DataConfig, read_corpus
 from energymt.development import translate_dev
 from energymt.metrics import translation
@@ -62,6 +66,7 @@ class Table:
     root: Path  # of the runs METHOD-SEED
     methods: dict[str, str]  # name -> label
     against: str  # the method of the differences
+    rival: str  # the method whose best value by the judge the others have to reach
     estimator: str  # name below runs/estimators; its judge is NAME-judge
     test: DataConfig
 
@@ -73,9 +78,9 @@ def tables(data: str, rows: int | None) -> dict[str, Table]:
     news = DataConfig(path=f"{data}/flores200/devtest.tsv.gz", source="en", target="mn", rows=rows)
     pair = {name: METHODS[name] for name in ("start", "static")}
     return {
-        "methods": Table(root, METHODS, "supervised", "multi30k", captions),
-        "variants": Table(root, VARIANTS, "variant-static", "multi30k", captions),
-        "en-mn": Table(runs_root() / "en-mn", pair, "start", "en-mn", news),
+        "methods": Table(root, METHODS, "supervised", "reinforce", "multi30k", captions),
+        "variants": Table(root, VARIANTS, "variant-static", "variant-static", "multi30k", captions),
+        "en-mn": Table(runs_root() / "en-mn", pair, "start", "static", "en-mn", news),
     }
 
 
@@ -87,9 +92,12 @@ class Outcome:
     texts: list[str]
 
 
-def outcome(folder: Path, test: Corpus, judges: dict[str, str]) -> Outcome:
-    """Translate and score."""
-    model = load_translator(folder)
+def outcome(run: Path, last: bool, test: Corpus, judges: dict[str, str]) -> Outcome:
+    """Translate and score by the model of a run, or that of its last step."""
+    model = load_translator(run / "model")
+    if last:
+        newest = max((run / "checkpoints").glob("last-*"))
+        model.load_state_dict(safetensors.torch.load_file(newest / WEIGHTS), strict=False)
     assert isinstance(model, AutoregressiveModel) and test.target is not None
     texts = [text for text, _ in translate_dev(model, test)]
     rows = translation.statistics(texts, test.target)
@@ -104,13 +112,22 @@ def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def training(folders: list[Path], target: float) -> str:
-    """Steps to the target on dev, spread of the gradient's norm, seconds a step, waiting for the estimator."""
-    steps, norms, seconds, waits = [], [], [], []
+def best_on_dev(runs: list[Path], name: str) -> float:
+    """The highest value on dev, mean over the runs that are there; NaN without any."""
+    logs = [log_of(run) for run in runs if (run / "log.jsonl").is_file()]
+    best = [max((row[name] for row in rows if name in row), default=math.nan) for rows in logs]
+    return statistics.mean(best) if best else math.nan
+
+
+def training(folders: list[Path], targets: dict[str, float]) -> str:
+    """Steps to the targets on dev, spread of the gradient's norm, seconds a step, waiting for the estimator."""
+    norms, seconds, waits = [], [], []
+    steps: dict[str, list[str]] = {name: [] for name in targets}
     for folder in folders:
         rows = log_of(folder)
-        reached = [row["step"] for row in rows if row.get("dev/chrf", 0.0) >= target]
-        steps.append(str(int(min(reached))) if reached else "–")
+        for name, target in targets.items():
+            reached = [row["step"] for row in rows if row.get(name, -math.inf) >= target]
+            steps[name].append(str(int(min(reached))) if reached else "–")
         unlabelled = [row["train/norm_unlabelled"] for row in rows if "train/norm_unlabelled" in row]
         if len(unlabelled) > 1:
             norms.append(statistics.stdev(unlabelled) / statistics.mean(unlabelled))
@@ -118,21 +135,24 @@ def training(folders: list[Path], target: float) -> str:
         seconds.append(timed[-1]["time/run_s"] / timed[-1]["step"])
         waits.append(statistics.mean(row.get("train/wait_s", 0.0) for row in timed) / seconds[-1])
     spread = f"{statistics.mean(norms):.2f}" if norms else "–"
-    return f"{' / '.join(steps)} | {spread} | {statistics.mean(seconds):.2f} | {100 * statistics.mean(waits):.1f}"
+    by_seed = " | ".join(" / ".join(found) for found in steps.values())
+    return f"{by_seed} | {spread} | {statistics.mean(seconds):.2f} | {100 * statistics.mean(waits):.1f}"
 
 
-def print_scores(what: Table, seeds: list[int], test: Corpus, judges: dict[str, str]) -> dict[str, list[Outcome]]:
+def print_scores(
+    what: Table, seeds: list[int], last: bool, test: Corpus, judges: dict[str, str]
+) -> dict[str, list[Outcome]]:
     """Print scores; returns the outcomes."""
     print("| method | BLEU | chrF | quality | judge | " + " | ".join(SIGNS) + " |")
     print("| --- " * (5 + len(SIGNS)) + "|")
     found: dict[str, list[Outcome]] = {}
     for method, label in what.methods.items():
-        folders = [what.root / f"{method}-{seed}" / "model" for seed in seeds]
-        there = [folder for folder in folders if folder.is_dir()]
+        folders = [what.root / f"{method}-{seed}" for seed in seeds]
+        there = [folder for folder in folders if (folder / "model").is_dir()]
         if not there:
-            print(f"| {label} | not trained: {folders[0]} is missing |")
+            print(f"| {label} | not trained: {folders[0]} holds no model |")
             continue
-        found[method] = [outcome(folder, test, judges) for folder in there]
+        found[method] = [outcome(folder, last and method != "start", test, judges) for folder in there]
         cells = []
         for name in ("bleu", "chrf", *judges):
             each = [interval(item.scores[name]) for item in found[method]]
@@ -174,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, help="score only so many test sentences")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--last", action="store_true", help="the models of the last step, not those that dev chose")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--variants", action="store_const", const="variants", dest="table", help="QE-STATIC's parts")
     which.add_argument("--pair", choices=["en-mn"], dest="table", help="another pair of languages")
@@ -183,21 +204,24 @@ def main() -> None:
     judges = {role: str(runs_root() / "estimators" / name / "model") for role, name in names.items()}
     test = read_corpus(what.test)
     print(machine("cpu"), "\n")
-    found = print_scores(what, arguments.seeds, test, judges)
+    found = print_scores(what, arguments.seeds, arguments.last, test, judges)
     differences(what, found, judges)
     trained = [method for method in what.methods if method != "start"]
     logs = {method: [what.root / f"{method}-{seed}" for seed in arguments.seeds] for method in trained}
     logs = {
         method: [folder for folder in folders if (folder / "log.jsonl").is_file()] for method, folders in logs.items()
     }
-    known = [what.root / f"{what.against}-{seed}" for seed in arguments.seeds]
-    best = [max(row.get("dev/chrf", 0.0) for row in log_of(at)) for at in known if (at / "log.jsonl").is_file()]
-    target = statistics.mean(best) if best else 0.0
-    print(f"\n| method | steps to chrF {target:.1f} on dev, by seed | spread of g_U | s a step | waiting % |")
-    print("| --- | --- | --- | --- | --- |")
+    sides = {"dev/chrf": what.against, "dev/judge": what.rival}
+    targets = {
+        name: best_on_dev([what.root / f"{method}-{seed}" for seed in arguments.seeds], name)
+        for name, method in sides.items()
+    }
+    heads = [f"steps to {name} {targets[name]:.4g}, the best of {what.methods[m]}" for name, m in sides.items()]
+    print(f"\n| method | {' | '.join(heads)} | spread of g_U | s a step | waiting % |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for method, folders in logs.items():
         if folders:
-            print(f"| {what.methods[method]} | {training(folders, target)} |")
+            print(f"| {what.methods[method]} | {training(folders, targets)} |")
 
 
 if __name__ == "__main__":
