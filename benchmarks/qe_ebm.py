@@ -120,11 +120,14 @@ def best_on_dev(runs: list[Path], name: str) -> float:
 
 
 def training(folders: list[Path], targets: dict[str, float]) -> str:
-    """Steps to the targets on dev, spread of the gradient's norm, seconds a step, waiting for the estimator."""
-    norms, seconds, waits = [], [], []
+    """Best by the judge on dev, steps to the targets, spread of the gradient's norm, seconds a step, waiting."""
+    norms, seconds, waits, best = [], [], [], []
     steps: dict[str, list[str]] = {name: [] for name in targets}
     for folder in folders:
         rows = log_of(folder)
+        judged = max(rows, key=lambda row: row.get("dev/judge", -math.inf))
+        if "dev/judge" in judged:
+            best.append(f"{judged['dev/judge']:.3f} ({judged['step']:.0f}, chrF {judged['dev/chrf']:.1f})")
         for name, target in targets.items():
             reached = [row["step"] for row in rows if row.get(name, -math.inf) >= target]
             steps[name].append(str(int(min(reached))) if reached else "–")
@@ -136,7 +139,8 @@ def training(folders: list[Path], targets: dict[str, float]) -> str:
         waits.append(statistics.mean(row.get("train/wait_s", 0.0) for row in timed) / seconds[-1])
     spread = f"{statistics.mean(norms):.2f}" if norms else "–"
     by_seed = " | ".join(" / ".join(found) for found in steps.values())
-    return f"{by_seed} | {spread} | {statistics.mean(seconds):.2f} | {100 * statistics.mean(waits):.1f}"
+    judged_best = " / ".join(best) or "–"
+    return f"{judged_best} | {by_seed} | {spread} | {statistics.mean(seconds):.2f} | {100 * statistics.mean(waits):.1f}"
 
 
 def print_scores(
@@ -217,8 +221,8 @@ def main() -> None:
         for name, method in sides.items()
     }
     heads = [f"steps to {name} {targets[name]:.4g}, the best of {what.methods[m]}" for name, m in sides.items()]
-    print(f"\n| method | {' | '.join(heads)} | spread of g_U | s a step | waiting % |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(f"\n| method | best by the judge on dev | {' | '.join(heads)} | spread of g_U | s a step | waiting % |")
+    print("| --- " * 7 + "|")
     for method, folders in logs.items():
         if folders:
             print(f"| {what.methods[method]} | {training(folders, targets)} |")
