@@ -55,6 +55,8 @@ VARIANTS = {
     "variant-share-0.05": "5 % labelled",
     "variant-share-1.0": "100 % labelled",
     "variant-regression": "trained by the judge",
+    "variant-ranking": "QE-DYNAMIC, ranking",
+    "variant-weight-0.1": "balance.weight 0.1",
 }
 SIGNS = ("length_ratio_50", "short", "repeated", "duplicates", "known_tokens")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the parts of QE-STATIC are worth on Multi30k, half as many steps as in the table; run.sh comes first, with seed 1.
 # The judge chooses the checkpoints: by chrF the start is often the best.
-#   ENERGYMT_DATA=/path/to/data examples/qe_ebm/variants.sh          (about 50 minutes on one core)
+#   ENERGYMT_DATA=/path/to/data examples/qe_ebm/variants.sh          (about 75 minutes on one core)
 # It can be stopped and started again. All begin from the one supervised start, which has seen a fifth of the pairs: the
 # shares say what labelled pairs are worth in this step, not what they are worth to a start.
 set -euo pipefail
@@ -32,5 +32,9 @@ energymt train qe_ebm "${with[@]}" --set train.share=1.0 --name qe_ebm/variant-s
 # The two estimators change places.
 energymt train qe_ebm "${with[@]}" --set "quality=$estimators/multi30k-judge/model" \
     --set "judge=$estimators/multi30k/model" --name qe_ebm/variant-regression-1
+
+# The estimator learns to rank gold before samples, which asks no score to be a log-density; and a smaller energy.
+energymt train qe_ebm "${with[@]}" --set dynamic.learns=head --set dynamic.form=ranking --name qe_ebm/variant-ranking-1
+energymt train qe_ebm "${with[@]}" --set balance.weight=0.1 --name qe_ebm/variant-weight-0.1-1
 
 python -m benchmarks.qe_ebm --variants --seeds 1
