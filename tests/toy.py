@@ -146,6 +146,13 @@ def make(name: str, settings: Any, double: bool = False) -> Any:
     return trainable
 
 
+def ready(name: str, folder: Path, **changes: Any) -> Any:
+    """A trainable of `config`, without dropout."""
+    trainable = make(name, config(name, folder, **changes))
+    trainable.model.eval()
+    return trainable
+
+
 def fabric() -> Fabric:
     """One process on the CPU."""
     return Fabric(accelerator="cpu", devices=1, precision="32-true")

@@ -25,13 +25,13 @@ from torch import Tensor
 from energymt.configuration import ModelConfig, OptimizerConfig
 from energymt.data.corpus import task_prefixes
 from energymt.data.vocabulary import require_same
+from energymt.dev_judges import JudgedConfig, open_judges, require_other_judge
 from energymt.development import energy_scores, translate_dev, translation_scores
 from energymt.devices import choose_device
 from energymt.distillation import pseudo_corpus
 from energymt.energies import AutoregressiveEnergy, QualityEnergy
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
-from energymt.judges import JudgedConfig, open_judges, require_other_judge
 from energymt.losses import cross_entropy, length_loss
 from energymt.models import AutoregressiveModel, NonautoregressiveModel, load_translator
 from energymt.monitor import Monitor
@@ -110,11 +110,11 @@ class Engine:
         require_room(self.text.dev, config, "dev", teacher, f"the teacher {config.teacher}")
         self.model = model
         self.energy = AutoregressiveEnergy(teacher, config.feed, config.score)
-        self.quality = None if config.quality is None else open_quality(config.quality, choose_device(config.device))
+        device = choose_device(config.device)
+        self.quality = None if config.quality is None else open_quality(config.quality, device)
         self.quality_energy: QualityEnergy | None = None
         self.monitor: Monitor | None = None
         if self.quality is not None:
-            device = choose_device(config.device)
             self.quality_energy = QualityEnergy(
                 self.quality.estimator,
                 self.text.vocabulary,
@@ -184,8 +184,10 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Discrete and relaxed dev energy with oracle lengths; of one pass with predicted lengths BLEU, and with an
-        estimator its score, the judge's, and signs of gaming."""
+        """Discrete and relaxed dev energy with oracle lengths, and BLEU of one pass with predicted lengths.
+
+        With an estimator also its score of that pass, the judge's, and signs of gaming.
+        """
         values = energy_scores(self.model, self.energy, self.text.dev, self.config)
         outputs = translate_dev(self.model, self.text.dev_corpus, iterations=1)
         values |= translation_scores(self.model, self.text.dev_corpus, outputs=outputs)

@@ -27,13 +27,13 @@ from energymt.data.corpus import Corpus, DataConfig, read_corpus, sources_alone,
 from energymt.data.neighbours import load_neighbours
 from energymt.data.pairing import NeighbourPlan, PairedPlan
 from energymt.decoding.sampling import SAMPLE_STREAM, Samples, sample
+from energymt.dev_judges import JudgedConfig, on_dev, open_judges, require_other_judge
 from energymt.development import translate_dev, translation_scores
 from energymt.devices import choose_device
 from energymt.energies import QualityEnergy
 from energymt.energies.quality import Asynchronous
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
-from energymt.judges import JudgedConfig, on_dev, open_judges, require_other_judge
 from energymt.models import AutoregressiveModel
 from energymt.models.learning import Learns
 from energymt.monitor import Monitor

@@ -1,5 +1,6 @@
 """ENGINE: the loss is the teacher's energy of the fully masked pass, the teacher stays as it was, dev is discrete."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.world(tmp_path_factory.mktemp("world"))
 
 
-def made(folder: Path, **changes):
-    trainable = toy.make("engine", toy.config("engine", folder, **changes))
-    trainable.model.eval()
-    return trainable
+made = partial(toy.ready, "engine")
 
 
 def terms_of(trainable, batch, number: int = 4):

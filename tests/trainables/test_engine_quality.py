@@ -1,5 +1,6 @@
 """ENGINE with a quality estimator beside the teacher: its energy is added, and what it trains is judged and watched."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.world(tmp_path_factory.mktemp("world"))
 
 
-def made(folder: Path, **changes):
-    trainable = toy.make("engine", toy.config("engine", folder, **changes))
-    trainable.model.eval()
-    return trainable
+made = partial(toy.ready, "engine")
 
 
 def write_estimator(folder: Path, texts: list[str]) -> Path:
