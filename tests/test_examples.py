@@ -153,7 +153,7 @@ def write_recordings(data: Path, runs: Path) -> None:
     """Strings of digits in archives, and tables of FLAC files."""
     texts = sounds.sentences(PAIRS, seed=2)
     (runs / "speech" / "digits").mkdir(parents=True)
-    for name in ("train", "dev"):
+    for name in ("train", "dev", "proxy"):
         sounds.write(runs / "speech" / "digits" / f"{name}.npz", texts)
     for corpus, parts in (("librispeech", ("train-clean-100", "dev-clean")), ("ami", ("train", "dev"))):
         (data / corpus).mkdir()

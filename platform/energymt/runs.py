@@ -71,6 +71,7 @@ def make_fabric(config: TrainingConfig) -> Fabric:
     """One process on the best device there is; inside a Ray Train worker, one of its world."""
     import torch
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins import MixedPrecision, Precision
 
     from energymt.devices import choose_device
 
@@ -78,7 +79,8 @@ def make_fabric(config: TrainingConfig) -> Fabric:
     wanted = config.precision
     if wanted == "auto":
         wanted = "bf16" if accelerator == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[wanted]
+    # As an object: Fabric would announce a precision that it is told by name, and a plan says it already.
+    precision = MixedPrecision("bf16-mixed", accelerator) if wanted == "bf16" else Precision()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from ray.train.lightning import RayLightningEnvironment
 
@@ -89,10 +91,9 @@ def make_fabric(config: TrainingConfig) -> Fabric:
             devices=local,
             num_nodes=nodes,
             strategy="ddp",
-            precision=precision,
-            plugins=[RayLightningEnvironment()],  # type: ignore[no-untyped-call]
+            plugins=[precision, RayLightningEnvironment()],  # type: ignore[no-untyped-call]
         )
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    return Fabric(accelerator=accelerator, devices=1, plugins=[precision])
 
 
 def start(name: str, config: TrainingConfig, *, seed_everything: bool = True) -> tuple[Fabric, Trainable]:

@@ -173,10 +173,12 @@ def test_strings_of_digits_train_a_model_that_transcribes(tmp_path: Path) -> Non
     (tmp_path / "index.tsv").write_text("speaker\tdigit\tword\ttake\tsplit\n" + "".join(rows), "utf-8")
     sounds.write(tmp_path / "singles.npz", [word for _, word, _ in said])
     command = ("data", "digits", "singles.npz", "digits", "--index", "index.tsv", "--train", "20", "--dev", "4")
-    done = quick(*command, "--test", "4", "--noise", "clean", "--noise", "5", folder=tmp_path)
+    done = quick(*command, "--test", "4", "--proxy", "3", "--noise", "clean", "--noise", "5", folder=tmp_path)
     assert (done.code, done.err) == (0, "")
     assert re.fullmatch(
-        r"digits/train\.npz holds 20 strings, .*\ndigits/dev\.npz holds 4 .*\ndigits/test\.npz holds 4 .*\n", done.out
+        r"digits/train\.npz holds 20 strings, .*\ndigits/dev\.npz holds 4 .*\ndigits/test\.npz holds 4 .*\n"
+        r"digits/proxy\.npz holds 3 .*\n",
+        done.out,
     )
     changes = "{width: 16, feedforward: 24, encoder_layers: 1, decoder_layers: 1, heads: 2, mel_bins: 12}"
     settings = [

@@ -213,13 +213,16 @@ def singles(tmp_path: Path):
 COUNTS = {"train": 30, "dev": 8, "test": 8}
 
 
-def test_no_recording_stands_in_two_parts(singles) -> None:
-    pools = parts_of(singles, seed=1)
+@pytest.mark.parametrize("parts", [("train", "dev", "test"), ("train", "dev", "test", "proxy")])
+def test_no_recording_stands_in_two_parts(parts: tuple[str, ...], singles) -> None:
+    pools = parts_of(singles, seed=1, parts=parts)
+    assert tuple(pools) == parts
     used = {part: {row for rows in pool.values() for row in rows} for part, pool in pools.items()}
     assert sorted(row for rows in used.values() for row in rows) == list(range(len(singles)))
     assert {singles.columns["split"][row] for row in used["test"]} == {"test"}
     takes = {part: {singles.columns["take"][row] for row in rows} for part, rows in used.items()}
-    assert len(takes["dev"]) == 2 and takes["dev"].isdisjoint(takes["train"])
+    assert [len(takes[part]) for part in parts] == ([1, 2, 2, 1] if "proxy" in parts else [2, 2, 2])
+    assert not takes["train"] & (takes["dev"] | takes.get("proxy", set()))
     for pool in pools.values():
         for (speaker, word), rows in pool.items():
             assert {(singles.columns["speaker"][row], singles.text[row]) for row in rows} == {(speaker, word)}
@@ -244,6 +247,18 @@ def test_strings_fit_the_window_and_say_what_they_say(singles, tmp_path: Path) -
     corpus = read_speech(SpeechDataConfig(path=str(tmp_path / "strings.npz"), text="text", only={"snr": "10"}))
     assert corpus.text == [string.text for string in made["train"][1::2]] and len(corpus.columns["speaker"]) == 15
     np.testing.assert_allclose(corpus.clips[0].wave(sounds.RATE), made["train"][1].wave, atol=1e-4)
+
+
+def test_strings_of_a_proxy_leave_dev_and_test_as_they_are(singles) -> None:
+    plain, beside = (make_digits(singles, counts, [CLEAN], seed=2) for counts in (COUNTS, COUNTS | {"proxy": 9}))
+    assert len(beside["proxy"]) == 9
+    for part in ("dev", "test"):
+        assert archive_of(plain[part], sounds.RATE) == archive_of(beside[part], sounds.RATE)
+    assert archive_of(plain["train"], sounds.RATE) != archive_of(beside["train"], sounds.RATE)
+    singles.columns["split"] = ["train" if take in "013" else "test" for take in singles.columns["take"]]
+    assert len(make_digits(singles, COUNTS, [CLEAN], seed=2)) == 3
+    with pytest.raises(DataError, match="has 3 takes in its train split; 4 are the least"):
+        make_digits(singles, COUNTS | {"proxy": 9}, [CLEAN], seed=2)
 
 
 @pytest.mark.parametrize("decibels", [0.0, 20.0])

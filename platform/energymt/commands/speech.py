@@ -125,11 +125,14 @@ def _table(transcripts: Sequence[str], references: Sequence[str]) -> str:
 
 def digits(
     data: Annotated[str, typer.Argument(help="An .npz of single digits (the Free Spoken Digit Dataset).")],
-    out: Annotated[Path, typer.Argument(help="Folder to write: train.npz, dev.npz, test.npz.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write: train.npz, dev.npz, test.npz, and proxy.npz.")],
     index: Annotated[str, typer.Option(help="TSV with a line a clip: speaker, digit, word, take, split.")],
     train: Annotated[int, typer.Option(min=1, help="Strings to learn from.")] = 4000,
     dev: Annotated[int, typer.Option(min=1, help="Strings of takes that train strings do not hold.")] = 200,
     test: Annotated[int, typer.Option(min=1, help="Strings of the takes of the test split.")] = 400,
+    proxy: Annotated[
+        int, typer.Option(min=0, help="Strings for a proxy, of takes that are then taken from the train strings.")
+    ] = 0,
     noise: Annotated[
         list[str] | None,
         typer.Option(help="`clean`, or decibels of speech over white noise; repeatable. Default: clean 20 10 5 0."),
@@ -146,7 +149,7 @@ def digits(
     for name in COLUMNS:
         if name not in corpus.columns:
             raise DataError(missing_column(index, name, name, list(corpus.columns)))
-    counts = {"train": train, "dev": dev, "test": test}
+    counts = {"train": train, "dev": dev, "test": test} | ({"proxy": proxy} if proxy else {})
     made = make_digits(corpus, counts, noise or ["clean", "20", "10", "5", "0"], seed)
     rate = corpus.clips[0].rate
     write_parts(made, rate, out)

@@ -5,7 +5,9 @@ A string is 1 to 5 digits with silence before, between and behind them. Its nois
     SNR = 10 · log10(mean square of the samples of its digits / mean square of the noise)   in dB
 
 Which take of a digit goes where is decided once: `test` strings are made of takes of the test split, `dev` strings of a
-few takes of the train split, `train` strings of its other takes. All of it is a function of the seed.
+few takes of the train split, `proxy` strings, where they are asked for, of a fifth of the others, and `train` strings
+of what remains: a proxy is to learn what a recogniser does with recordings that it was not trained on. All of it is a
+function of the seed.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ SECONDS = 4.0  # of the longest string
 EDGE = (0.05, 0.2)  # seconds of silence before and behind a string, and between two digits
 BETWEEN = (0.05, 0.25)
 DEV_TAKES = 2
+PROXY_SHARE = 0.2  # of the takes of the train split that are not dev's
 COLUMNS = ("speaker", "digit", "take", "split")  # that the index of single digits must have
-PARTS = ("train", "dev", "test")
+PARTS = ("train", "dev", "test", "proxy")
 
 Pools = dict[tuple[str, str], list[int]]  # (speaker, word) -> clips
 
@@ -45,22 +48,19 @@ class DigitString:
     speaker: str
 
 
-def parts_of(corpus: SpeechCorpus, seed: int) -> dict[str, Pools]:
+def parts_of(corpus: SpeechCorpus, seed: int, parts: Sequence[str] = PARTS) -> dict[str, Pools]:
     """The single digits that strings of each part are made of: no recording stands in two parts.
 
     Raises:
         DataError: if the splits are not there, or a speaker lacks a digit in one of them.
     """
     assert corpus.text is not None
-    takes = sorted({take for take, split in _pairs(corpus) if split == "train"}, key=lambda take: (len(take), take))
-    if len(takes) <= DEV_TAKES:
-        raise DataError(f"{corpus.origin} has {len(takes)} takes in its train split; {DEV_TAKES + 1} are the least.")
-    held_out = {takes[i] for i in np.random.default_rng([seed, 0]).permutation(len(takes))[:DEV_TAKES]}
-    pools: dict[str, Pools] = {part: {} for part in PARTS}
+    held_out = _held_out(corpus, seed, "proxy" in parts)
+    pools: dict[str, Pools] = {part: {} for part in parts}
     for row, (take, split) in enumerate(_pairs(corpus)):
         if split not in ("train", "test"):
             raise DataError(f"{corpus.clips[row].place} is of the split {split!r}; digits know train and test.")
-        part = "dev" if split == "train" and take in held_out else split
+        part = held_out.get(take, split) if split == "train" else split
         pools[part].setdefault((corpus.columns["speaker"][row], corpus.text[row]), []).append(row)
     for part, pool in pools.items():
         missing = {(speaker, word) for speaker in corpus.columns["speaker"] for word in corpus.text} - set(pool)
@@ -68,6 +68,18 @@ def parts_of(corpus: SpeechCorpus, seed: int) -> dict[str, Pools]:
             speaker, word = min(missing)
             raise DataError(f"{corpus.origin} has no {word!r} of {speaker} for {part}; every speaker needs each digit.")
     return pools
+
+
+def _held_out(corpus: SpeechCorpus, seed: int, proxy: bool) -> dict[str, str]:
+    """Takes of the train split that are another part's."""
+    takes = sorted({take for take, split in _pairs(corpus) if split == "train"}, key=lambda take: (len(take), take))
+    least = DEV_TAKES + 1 + proxy
+    if len(takes) < least:
+        raise DataError(f"{corpus.origin} has {len(takes)} takes in its train split; {least} are the least.")
+    mixed = [takes[i] for i in np.random.default_rng([seed, 0]).permutation(len(takes))]
+    of_proxy = max(1, round(PROXY_SHARE * (len(takes) - DEV_TAKES))) if proxy else 0
+    of_dev = dict.fromkeys(mixed[:DEV_TAKES], "dev")
+    return of_dev | dict.fromkeys(mixed[DEV_TAKES : DEV_TAKES + of_proxy], "proxy")
 
 
 def _pairs(corpus: SpeechCorpus) -> list[tuple[str, str]]:
@@ -129,7 +141,7 @@ def make_digits(
 
     Args:
         corpus: single digits with their words, speakers, takes and splits; all of one rate.
-        counts: strings of `train`, `dev` and `test`.
+        counts: strings of `train`, `dev`, `test`, and perhaps `proxy`.
         noises: "clean", or a signal-to-noise ratio in decibels.
         seed: of everything.
     """
@@ -137,10 +149,9 @@ def make_digits(
         _require_noise(noise)
     if len({clip.rate for clip in corpus.clips}) != 1:
         raise DataError(f"{corpus.origin} holds recordings of several rates; strings are made of one.")
-    pools = parts_of(corpus, seed)
     return {
-        part: strings(corpus, pools[part], counts[part], noises, np.random.default_rng([seed, number]))
-        for number, part in enumerate(PARTS, start=1)
+        part: strings(corpus, pool, counts[part], noises, np.random.default_rng([seed, PARTS.index(part) + 1]))
+        for part, pool in parts_of(corpus, seed, [part for part in PARTS if part in counts]).items()
     }
 
 
@@ -168,7 +179,7 @@ def archive_of(found: Sequence[DigitString], rate: int) -> bytes:
 
 
 def write_parts(parts: Mapping[str, Sequence[DigitString]], rate: int, folder: Path) -> None:
-    """Write `train.npz`, `dev.npz` and `test.npz` into a folder."""
+    """Write `train.npz`, `dev.npz`, `test.npz` and what else there is into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, found in parts.items():
         (folder / f"{part}.npz").write_bytes(archive_of(found, rate))
