@@ -1,16 +1,17 @@
 """The QE-EBM table of docs/results.md, from the models that examples/qe_ebm/run.sh has trained.
 
-    python -m benchmarks.qe_ebm [--rows 200] [--seeds 1 2 3] [--last]
-    python -m benchmarks.qe_ebm --variants --seeds 1          (models of examples/qe_ebm/variants.sh)
-    python -m benchmarks.qe_ebm --pair en-mn --seeds 1        (models of examples/qe_ebm/en-mn/run.sh)
+    python -m benchmarks.qe_ebm [methods] [--rows 200] [--seeds 1 2 3] [--last] [--against reinforce]
+    python -m benchmarks.qe_ebm variants --seeds 1          (models of examples/qe_ebm/variants.sh)
+    python -m benchmarks.qe_ebm regression                  (models of examples/qe_ebm/regression.sh)
+    python -m benchmarks.qe_ebm en-mn --seeds 1             (models of examples/qe_ebm/en-mn/run.sh)
 
 Reads $ENERGYMT_RUNS/qe_ebm/METHOD-SEED and $ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz; greedy translations, scored
 by references, by the estimator that trained (quality) and by one that did not (judge). The variant that was trained by
 the other estimator is scored by the same two: there, `judge` is the one that trained. Intervals: 95 %, bootstrap over
 sentences, ends averaged over the seeds; differences to `supervised` (among the variants to QE-STATIC, of a pair to its
-start) are paired, seed by seed, or all to the one seed that there is. With `--last` the models are those of the last
-step, and not those that dev chose, which may be the start. The spread of g_U is that of the unlabelled
-gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
+start, of all to what `--against` names) are paired, seed by seed, or all to the one seed that there is. With `--last`
+the models are those of the last step, and not those that dev chose, which may be the start. The spread of g_U is that
+of the unlabelled gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
 """
 
 from __future__ import annotations
@@ -58,6 +59,13 @@ VARIANTS = {
     "variant-ranking": "QE-DYNAMIC, ranking",
     "variant-weight-0.1": "balance.weight 0.1",
 }
+REGRESSION = {
+    "start": "supervised start",
+    "supervised": "supervised, trained on (600 steps)",
+    "regression-reinforce": "REINFORCE",
+    "regression-static": "QE-STATIC",
+    "regression-dynamic": "QE-DYNAMIC, ranking",
+}
 SIGNS = ("length_ratio_50", "short", "repeated", "duplicates", "known_tokens")
 
 
@@ -69,7 +77,7 @@ class Table:
     methods: dict[str, str]  # name -> label
     against: str  # the method of the differences
     rival: str  # the method whose best value by the judge the others have to reach
-    estimator: str  # name below runs/estimators; its judge is NAME-judge
+    judges: dict[str, str]  # `quality`, which trained, and `judge`: names below runs/estimators
     test: DataConfig
 
 
@@ -79,10 +87,14 @@ def tables(data: str, rows: int | None) -> dict[str, Table]:
     captions = DataConfig(path=path, source="de", target="en", rows=rows)
     news = DataConfig(path=f"{data}/flores200/devtest.tsv.gz", source="en", target="mn", rows=rows)
     pair = {name: METHODS[name] for name in ("start", "static")}
+    unified = {"quality": "multi30k", "judge": "multi30k-judge"}
+    referenceless = {"quality": "multi30k-judge", "judge": "multi30k"}
+    of_pair = {"quality": "en-mn", "judge": "en-mn-judge"}
     return {
-        "methods": Table(root, METHODS, "supervised", "reinforce", "multi30k", captions),
-        "variants": Table(root, VARIANTS, "variant-static", "variant-static", "multi30k", captions),
-        "en-mn": Table(runs_root() / "en-mn", pair, "start", "static", "en-mn", news),
+        "methods": Table(root, METHODS, "supervised", "reinforce", unified, captions),
+        "variants": Table(root, VARIANTS, "variant-static", "variant-static", unified, captions),
+        "regression": Table(root, REGRESSION, "supervised", "regression-reinforce", referenceless, captions),
+        "en-mn": Table(runs_root() / "en-mn", pair, "start", "static", of_pair, news),
     }
 
 
@@ -174,19 +186,19 @@ def print_scores(
     return found
 
 
-def differences(what: Table, found: dict[str, list[Outcome]], judges: dict[str, str]) -> None:
+def differences(what: Table, found: dict[str, list[Outcome]], judges: dict[str, str], against: str) -> None:
     """Print paired differences, seed by seed; where there is but one of what is compared with, all are to that."""
-    if what.against not in found:
+    if against not in found:
         return
-    print(f"\n| − {what.methods[what.against]}, by seed | BLEU | chrF | " + " | ".join(judges) + " |")
+    print(f"\n| − {what.methods[against]}, by seed | BLEU | chrF | " + " | ".join(judges) + " |")
     print("| --- " * (3 + len(judges)) + "|")
     for method, outcomes in found.items():
-        if method == what.against:
+        if method == against:
             continue
         cells = []
         for name in ("bleu", "chrf", *judges):
             digits = 1 if name in ("bleu", "chrf") else 3
-            others = found[what.against] if len(found[what.against]) > 1 else found[what.against] * len(outcomes)
+            others = found[against] if len(found[against]) > 1 else found[against] * len(outcomes)
             pairs = zip(outcomes, others, strict=False)
             results = [compare(own.scores[name], other.scores[name]) for own, other in pairs]
             cells.append(
@@ -201,17 +213,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="score only so many test sentences")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--last", action="store_true", help="the models of the last step, not those that dev chose")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--variants", action="store_const", const="variants", dest="table", help="QE-STATIC's parts")
-    which.add_argument("--pair", choices=["en-mn"], dest="table", help="another pair of languages")
+    parser.add_argument("--against", help="the method that the others are compared with, as its runs are named")
+    parser.add_argument("table", nargs="?", default="methods", choices=["methods", "variants", "regression", "en-mn"])
     arguments = parser.parse_args()
-    what = tables(os.environ["ENERGYMT_DATA"], arguments.rows)[arguments.table or "methods"]
-    names = {"quality": what.estimator, "judge": f"{what.estimator}-judge"}
-    judges = {role: str(runs_root() / "estimators" / name / "model") for role, name in names.items()}
+    what = tables(os.environ["ENERGYMT_DATA"], arguments.rows)[arguments.table]
+    against = arguments.against or what.against
+    if against not in what.methods:
+        parser.error(f"--against {against} is none of {', '.join(what.methods)}")
+    judges = {role: str(runs_root() / "estimators" / name / "model") for role, name in what.judges.items()}
     test = read_corpus(what.test)
     print(machine("cpu"), "\n")
     found = print_scores(what, arguments.seeds, arguments.last, test, judges)
-    differences(what, found, judges)
+    differences(what, found, judges, against)
     trained = [method for method in what.methods if method != "start"]
     logs = {method: [what.root / f"{method}-{seed}" for seed in arguments.seeds] for method in trained}
     logs = {

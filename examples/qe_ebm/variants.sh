@@ -37,4 +37,4 @@ energymt train qe_ebm "${with[@]}" --set "quality=$estimators/multi30k-judge/mod
 energymt train qe_ebm "${with[@]}" --set dynamic.learns=head --set dynamic.form=ranking --name qe_ebm/variant-ranking-1
 energymt train qe_ebm "${with[@]}" --set balance.weight=0.1 --name qe_ebm/variant-weight-0.1-1
 
-python -m benchmarks.qe_ebm --variants --seeds 1
+python -m benchmarks.qe_ebm variants --seeds 1
