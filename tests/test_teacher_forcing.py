@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from energymt import teacher_forcing
+from energymt import losses, teacher_forcing
 from energymt.models.transformer import TransformerTranslator, start_tokens
-from energymt.records import Projection
-from energymt.teacher_forcing import dense_if_small, teacher_forced
+from energymt.records import Batch, Projection
+from energymt.teacher_forcing import dense_if_small, negative_log_likelihood, teacher_forced
 from tests import tiny
 
 IDS, MASK = torch.tensor([[8, 9, 0], [7, 6, 5]]), torch.tensor([[True, True, False], [True, True, True]])
@@ -38,6 +38,23 @@ def test_a_network_that_alone_knows_its_logits_makes_them(monkeypatch: pytest.Mo
     dense = said(model)
     monkeypatch.setattr(teacher_forcing, "LARGE", 0)
     assert torch.equal(said(model), dense)
+
+
+@pytest.mark.parametrize("family", tiny.TEACHERS)
+def test_a_loss_is_the_same_with_and_without_logits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.teacher(family)
+    batch = Batch(torch.arange(2), tiny.source_of(SOURCES, model.vocabulary), IDS, MASK)
+    asked, own = [], losses.log_probs_projected
+    monkeypatch.setattr(losses, "log_probs_projected", lambda *args: asked.append(1) or own(*args))
+    found = {}
+    for large in (model.vocabulary.size, model.vocabulary.size - 1):
+        monkeypatch.setattr(teacher_forcing, "LARGE_FOR_LOSS", large)
+        model.zero_grad()
+        loss = negative_log_likelihood(model, batch, 0.1)
+        loss.backward()
+        found[len(asked)] = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    assert list(found) == [0, 1]
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_projection_is_made_dense_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
