@@ -63,6 +63,20 @@ def test_as_published(step: int, weight: float) -> None:
     assert found == (pytest.approx(1 - 10 * weight), pytest.approx(weight))
 
 
+@pytest.mark.parametrize("kind", ["ratio", "projection"])
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_an_energy_that_fades_is_not_amplified_without_end(kind: str, share: float) -> None:
+    own = balance(kind, weight=0.3, ramp=0.02)  # over two steps, of the norms 0.4 and 0.6
+    for step, norm in enumerate((0.4, 0.6)):
+        own.weigh(gram(gradients(0.0, unlabelled=norm)), step, LOSSES)
+    again = balance(kind, weight=0.3, ramp=0.02)
+    again.load(json.loads(json.dumps(own.state())))
+    faint = gram(gradients(0.0, unlabelled=0.5 * share))
+    for found in (own, again):
+        assert found.weigh(faint, 50, LOSSES)[1] == pytest.approx(0.3 * 3.0 / (0.5 * max(0.1, share)))
+    assert own.weigh(gram(gradients(0.0, unlabelled=5.0)), 51, LOSSES)[1] == pytest.approx(0.3 * 3.0 / 5.0)
+
+
 # --------------------------------------------------------------------------------------------------------- projection
 
 

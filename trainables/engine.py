@@ -33,6 +33,7 @@ from energymt.energies import AutoregressiveEnergy, QualityEnergy
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
 from energymt.losses import cross_entropy, length_loss
+from energymt.metrics.alarms import AlarmConfig
 from energymt.models import AutoregressiveModel, NonautoregressiveModel, load_translator
 from energymt.monitor import Monitor
 from energymt.operators import Noise
@@ -210,12 +211,17 @@ class Engine:
 
 
 def require_quality(config: Config) -> None:
-    """Raise a ConfigurationError for a judge of what no estimator trains, and for one that trains as well."""
-    if config.quality is None and (config.judge is not None or config.stop_at_alarm):
-        field = "stop_at_alarm" if config.judge is None else "judge"
+    """Raise a ConfigurationError for a judge or alarms where no estimator trains, and for a judge that trains."""
+    asked = {
+        "judge": config.judge is not None,
+        "stop_at_alarm": config.stop_at_alarm,
+        "alarms": config.alarms != AlarmConfig(),
+    }
+    fields = [field for field, is_set in asked.items() if is_set]
+    if config.quality is None and fields:
         raise ConfigurationError(
-            f"{field} is set and quality is not: an estimator that trains is judged, and none does. Set quality, or "
-            f"leave {field} out and score the finished model (`energymt evaluate --judge`)."
+            f"{fields[0]} is set and quality is not: an estimator that trains is judged, and none does. Set quality, "
+            f"or leave {fields[0]} out and score the finished model (`energymt evaluate --judge`)."
         )
     require_other_judge(config, config.quality)
 

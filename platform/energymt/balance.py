@@ -8,7 +8,8 @@ With g_S the gradient of the labelled part, g_E that of the energy, and r(n) a r
     projection   as ratio, of what is left of g_E without its part against g_S      (PCGrad, Yu et al. 2020)
     gradnorm     weights that learn to make norms follow the rates of training      (GradNorm, Chen et al. 2018)
 
-Whatever it is, the gradient of the step is w_S g_S + w_E g_E.
+Whatever it is, the gradient of the step is w_S g_S + w_E g_E. An energy whose gradient fades, for it has nothing more
+to say, is not amplified: ratio and projection take |g_E| for at least a tenth of its mean over the ramp.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from energymt.configuration import Section
 
 PUBLISHED_WEIGHT, PUBLISHED_STEPS = 0.001, 4000
+FADED = 0.1  # of the mean norm of the energy's gradient over the ramp
 TINY = 1e-12
 
 Kind = Literal["ratio", "constant", "published", "projection", "gradnorm"]
@@ -51,6 +53,7 @@ class Balance:
     steps: int  # of the run
     learnt: list[float] = field(default_factory=lambda: [1.0, 1.0])  # GradNorm's
     first: list[float] = field(default_factory=list)  # losses of the first step, GradNorm's
+    ramp_norms: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of g_E over the ramp: sum and number
 
     def weigh(self, gram_PP: Tensor, step: int, losses: tuple[float, float]) -> tuple[float, float]:
         """Weights of the labelled and of the unlabelled gradient.
@@ -61,8 +64,8 @@ class Balance:
             losses: of both parts.
         """
         labelled, cross, unlabelled = (float(gram_PP[a, b]) for a, b in ((0, 0), (0, 1), (1, 1)))
-        ramp = min(1.0, (step + 1) / max(1.0, self.config.ramp * self.steps))
-        weight = ramp * self.config.weight
+        ramp = (step + 1) / max(1.0, self.config.ramp * self.steps)
+        weight = min(1.0, ramp) * self.config.weight
         if self.config.kind == "published":
             weight = PUBLISHED_WEIGHT * min(1.0, step / PUBLISHED_STEPS)
             return max(0.0, 1.0 - 10.0 * weight), weight
@@ -70,12 +73,15 @@ class Balance:
             return self._gradnorm((labelled**0.5, unlabelled**0.5), losses)
         if self.config.kind == "constant" or unlabelled <= TINY or labelled <= TINY:
             return 1.0, weight
+        if ramp <= 1.0:
+            self.ramp_norms = [self.ramp_norms[0] + unlabelled**0.5, self.ramp_norms[1] + 1.0]
+        least = (FADED * self.ramp_norms[0] / max(1.0, self.ramp_norms[1])) ** 2
         if self.config.kind == "ratio" or cross >= 0:
-            return 1.0, weight * (labelled / unlabelled) ** 0.5
+            return 1.0, weight * (labelled / max(least, unlabelled)) ** 0.5
         left = unlabelled - cross * cross / labelled  # squared norm of g_E without its part along g_S
         if left <= TINY * unlabelled:
             return 1.0, 0.0
-        scale = weight * (labelled / left) ** 0.5
+        scale = weight * (labelled / max(least, left)) ** 0.5
         return 1.0 - scale * cross / labelled, scale
 
     def _gradnorm(self, norms: tuple[float, float], losses: tuple[float, float]) -> tuple[float, float]:
@@ -99,8 +105,9 @@ class Balance:
 
     def state(self) -> dict[str, list[float]]:
         """What it learnt, for a checkpoint."""
-        return {"learnt": self.learnt, "first": self.first}
+        return {"learnt": self.learnt, "first": self.first, "ramp_norms": self.ramp_norms}
 
     def load(self, state: Mapping[str, list[float]]) -> None:
         """Go on from a checkpoint."""
         self.learnt, self.first = list(state["learnt"]), list(state["first"])
+        self.ramp_norms = list(state.get("ramp_norms", self.ramp_norms))
