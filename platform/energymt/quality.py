@@ -47,6 +47,10 @@ class Pupil(Protocol):
         """Go on from there."""
         ...
 
+    def taught(self) -> QualityEstimator:
+        """The estimator as it is now, in this process."""
+        ...
+
 
 class Quality:
     """An estimator at work in a training.
@@ -128,7 +132,7 @@ def _pooled(name: str, device: torch.device, run: str, deterministic: bool) -> Q
     require_learning(name, bool(run))
     estimator, learner = open_pool(name, run, alone=deterministic)
     estimator.table_VD = estimator.table_VD.to(device)  # where translations are mixed
-    pupil = None if learner is None else _Pooled(estimator, learner)
+    pupil = None if learner is None else _Pooled(name, estimator, learner)
 
     def score(sources: Sequence[str], translations: Sequence[str]) -> Sequence[float]:
         return estimator.score_lines(sources, translations)
@@ -170,12 +174,15 @@ class _Own:
 
         self.learner.install(from_wire(load_state(folder / LEARNER_FOLDER)))
 
+    def taught(self) -> QualityEstimator:
+        return self.learner.estimator
+
 
 class _Pooled:
     """The estimator of a pool that learns."""
 
-    def __init__(self, estimator: Any, learner: Any) -> None:
-        self.estimator, self.learner = estimator, learner
+    def __init__(self, name: str, estimator: Any, learner: Any) -> None:
+        self.name, self.estimator, self.learner = name, estimator, learner
 
     def begin(self) -> None:
         """A run of this name may have taught the pool before. Every worker asks before it gives its first part."""
@@ -195,3 +202,11 @@ class _Pooled:
         from energymt.pool.lessons import load_state
 
         self.estimator.version = self.learner.restore(load_state(folder / LEARNER_FOLDER))
+
+    def taught(self) -> QualityEstimator:
+        from energymt.pool.lessons import from_wire
+        from energymt.pool.opening import frozen_address, learnt_part
+
+        copy = load_estimator(fetch(frozen_address(self.name)))
+        EstimatorLearner(copy, learnt_part(self.name)).install(from_wire(self.learner.state()))
+        return copy

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from energymt.training import Result, Stop, Trainable
 
 CONFIG, LOG, CHECKPOINTS, MODEL = "config.yaml", "log.jsonl", "checkpoints", "model"
+ESTIMATOR = "estimator"  # beside the model, where a run has taught one
 MAY_CHANGE = {"steps", "patience", "evaluate_every", "checkpoint_every", "log_every", "device"}
 
 
@@ -142,8 +143,10 @@ def train(
         with ExitStack() as held:
             held.callback(getattr(trainable, "close", lambda: None))
             result = fit(trainable, fabric, folder / CHECKPOINTS, report, stop)
+            if not result.interrupted and fabric.is_global_zero:
+                save_model(trainable, result, folder, name)
+                getattr(trainable, "leave_estimator", lambda folder: None)(folder / ESTIMATOR)
     if not result.interrupted and fabric.is_global_zero:
-        save_model(trainable, result, folder, name)
         tracker.metrics(
             {f"final/{key.removeprefix('dev/')}": value for key, value in result.metrics.items()}, result.progress.step
         )
@@ -219,7 +222,7 @@ def owned(folder: Path) -> Iterator[None]:
 
 def discard(folder: Path) -> None:
     """Forget what a run has done so far (`--fresh`)."""
-    for name in (CHECKPOINTS, MODEL):
+    for name in (CHECKPOINTS, MODEL, ESTIMATOR):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (CONFIG, LOG):
         (folder / name).unlink(missing_ok=True)

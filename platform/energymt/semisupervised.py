@@ -266,6 +266,11 @@ class SemiSupervised:
         if self.quality.pupil is not None:
             self.quality.pupil.load_state(folder)
 
+    def leave_estimator(self, folder: Path) -> None:
+        """Write an estimator that has learnt, as it is after the last step, into a folder beside the model."""
+        if self.quality.pupil is not None:
+            self.quality.pupil.taught().save_pretrained(folder, {"taught_from": self.config.quality})
+
     def close(self) -> None:
         """Return the lease of a pool."""
         self.quality.close()

@@ -12,6 +12,7 @@ from energymt import launch, runs
 from energymt.cluster import runtime
 from energymt.configuration import TrainingConfig
 from energymt.errors import ConfigurationError
+from energymt.models.estimator_folder import load_estimator
 from energymt.pool import ground
 from energymt.tracking import NullTracker
 from tests import clusters, toy
@@ -90,6 +91,14 @@ def test_a_pool_learns_as_the_folder_does_and_again_for_the_next_run(pools: None
         for value in ("train/lesson/margin", "dev/drift"):
             assert logged(wide_ray / run, value) == pytest.approx(logged(wide_ray / "dynamic-local", value), abs=5e-3)
     assert logged(wide_ray / "dynamic-second", "dev/drift")[-1] > 0.01
+    own, theirs, start = (
+        load_estimator(folder).head.state_dict()
+        for folder in (wide_ray / "dynamic-local/estimator", wide_ray / "dynamic-second/estimator", world / "estimator")
+    )
+    for weights in (own, theirs):
+        weights.pop("3.bias")  # moves all candidates of a group alike, and so no ranking: its gradient is rounding
+    near(theirs, own, 1e-3)
+    assert not all(torch.equal(weight, start[name]) for name, weight in theirs.items())
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])

@@ -12,6 +12,8 @@ from energymt import teacher_forcing
 from energymt.data.batching import collate
 from energymt.decoding.sampling import SAMPLE_STREAM, sample
 from energymt.errors import ConfigurationError
+from energymt.models.estimator_folder import load_estimator
+from energymt.models.scoring import score_lines
 from energymt.operators import Noise
 from energymt.records import Batch, SoftTarget, StepBatch
 from tests import toy
@@ -188,7 +190,7 @@ def test_the_gradient_of_a_step_is_the_weighted_sum_of_both(weight: float, folde
 @pytest.mark.parametrize(
     "learns, form, rate", [("head", "ranking", 0.02), ("lora", "ranking", 0.02), ("all", "binary", 0.004)]
 )
-def test_dynamic_raises_gold_above_samples(learns: str, form: str, rate: float, folder: Path) -> None:
+def test_dynamic_raises_gold_above_samples(learns: str, form: str, rate: float, folder: Path, tmp_path: Path) -> None:
     dynamic = {"learns": learns, "form": form, "sentences": 8, "rate": rate}
     few = {"unlabelled_tokens_per_step": 8, "optimizer": {"learning_rate": 1e-5}}
     trainable = made(folder, double=False, dynamic=dynamic, steps=30, **few)
@@ -205,6 +207,11 @@ def test_dynamic_raises_gold_above_samples(learns: str, form: str, rate: float, 
     assert all(weight.grad is None and not weight.requires_grad for weight in estimator.parameters())
     values = trainable.evaluate()
     assert values["dev/drift"] > 0.1 and values["dev/quality"] != values["dev/quality_frozen"]
+    trainable.leave_estimator(tmp_path / "taught")
+    taught = load_estimator(tmp_path / "taught")
+    assert not any("lora" in name for name in taught.state_dict())
+    texts = (["a b", "c"], ["b a", "d"])
+    assert score_lines(taught, *texts) == pytest.approx(list(trainable.quality.score(*texts)), abs=1e-5)
     assert values["dev/quality_frozen"] == pytest.approx(made(folder, double=False).evaluate()["dev/quality"], abs=0.05)
 
 
@@ -216,9 +223,11 @@ def test_when_the_estimator_learns(folder: Path) -> None:
     assert trainable.quality.pupil.learner.version == 2
 
 
-def test_static_has_no_lessons(folder: Path) -> None:
+def test_static_has_no_lessons(folder: Path, tmp_path: Path) -> None:
     trainable = made(folder, double=False)
     assert trainable.quality.pupil is None
+    trainable.leave_estimator(tmp_path / "taught")
+    assert not list(tmp_path.iterdir())
     (report,) = toy.train(trainable, [next(trainable.plan.iterate())])
     assert not any("lesson" in name for name in report)
     assert "dev/drift" not in trainable.evaluate()

@@ -99,10 +99,14 @@ class QualityEstimator(Network):
         return rows_VD if self.learns_embeddings else rows_VD.detach()
 
     def save(self, folder: Path) -> None:
-        """Write everything that `load_estimator` reads."""
-        from energymt.models.estimator_folder import write_estimator
+        """Write everything that `load_estimator` reads; adapters that it has learnt are merged."""
+        from energymt.models.adapters import without_adapters
+        from energymt.models.estimator_folder import ENCODER, write_estimator
 
-        write_estimator(folder, self.config, self.encoder.config, self.state_dict(), self.vocabulary)
+        state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(ENCODER)}
+        plain = without_adapters(self.encoder).state_dict()
+        state |= {f"{ENCODER}{name}": tensor for name, tensor in plain.items()}
+        write_estimator(folder, self.config, self.encoder.config, state, self.vocabulary)
 
     @property
     def longest(self) -> int:

@@ -7,6 +7,7 @@ import ray
 from energymt.errors import ConfigurationError
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_folder import load_table
+from energymt.models.learning import Learns
 from energymt.pool import ground, lifecycle
 from energymt.pool.connection import Connection
 from energymt.pool.estimator import PooledEstimator
@@ -59,6 +60,12 @@ def require_learning(name: str, wanted: bool) -> None:
             f"The pool {name} is static and nobody can teach it: start one by `energymt pool up {found['estimator']} "
             f"--name NAME --set learns=head`, or leave `dynamic` out."
         )
+
+
+def learnt_part(name: str) -> Learns:
+    """Which weights of its estimator a pool learns."""
+    learns: Learns = lifecycle.status(name)["learns"]
+    return learns
 
 
 def frozen_address(name: str) -> str:
