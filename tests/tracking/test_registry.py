@@ -22,6 +22,7 @@ from energymt.tracking.outbox import run_id_of
 from energymt.tracking.registry import _is_better, register_model
 from tests import estimators, proxies
 
+QUIET = pytest.mark.filterwarnings("error:.*type hint")  # users would read MLflow's advice to the authors
 LINES = ["vute mare dobi motu vido", "dufa mifu giku motu giku pove"]
 
 
@@ -69,6 +70,7 @@ def test_the_champion_is_the_best_and_translates(model: Path, uri: str, monkeypa
     mlflow.set_tracking_uri(None)
 
 
+@QUIET
 def test_an_estimator_is_registered_as_one_that_scores(uri: str) -> None:
     version = register_model(estimators.converted("kiwi"), "kiwi", metric="dev/pearson", value=0.5, mode="max", uri=uri)
     assert version.champion
@@ -80,6 +82,7 @@ def test_an_estimator_is_registered_as_one_that_scores(uri: str) -> None:
     mlflow.set_tracking_uri(None)
 
 
+@QUIET
 def test_a_proxy_is_registered_as_one_that_predicts(uri: str, tmp_path: Path) -> None:
     proxy = proxies.proxy(6)
     proxy.save_pretrained(tmp_path / "proxy", {"trainable": "proxy"})

@@ -1,10 +1,14 @@
-"""The code that a registered estimator carries: MLflow runs this file to load it (models from code, no pickle)."""
+"""The code that a registered estimator carries: MLflow runs this file to load it (models from code, no pickle).
+
+MLflow reads the type hint of what `predict` is given, and warns without one.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
@@ -21,7 +25,7 @@ class RegisteredEstimator(PythonModel):
         verify_manifest(folder)
         self.model: Any = load_estimator(folder)
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         """The scores, in order; higher is better."""
         from energymt.models.scoring import score_lines
 
