@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -22,7 +23,6 @@ from energymt.tracking.outbox import run_id_of
 from energymt.tracking.registry import _is_better, register_model
 from tests import estimators, proxies
 
-QUIET = pytest.mark.filterwarnings("error:.*type hint")  # users would read MLflow's advice to the authors
 LINES = ["vute mare dobi motu vido", "dufa mifu giku motu giku pove"]
 
 
@@ -35,6 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_translator("tagger-toy", vocabulary).save(folder)
     write_manifest(folder, {"trainable": "masked", "steps": 7})
     return folder
+
+
+@pytest.fixture
+def quiet(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
+    """MLflow gives no advice on how code should be written, for users would read it."""
+    yield
+    assert not [warning for warning in recwarn if "type hint" in str(warning.message)]
 
 
 def test_the_champion_is_the_best_and_translates(model: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +77,7 @@ def test_the_champion_is_the_best_and_translates(model: Path, uri: str, monkeypa
     mlflow.set_tracking_uri(None)
 
 
-@QUIET
+@pytest.mark.usefixtures("quiet")
 def test_an_estimator_is_registered_as_one_that_scores(uri: str) -> None:
     version = register_model(estimators.converted("kiwi"), "kiwi", metric="dev/pearson", value=0.5, mode="max", uri=uri)
     assert version.champion
@@ -82,7 +89,7 @@ def test_an_estimator_is_registered_as_one_that_scores(uri: str) -> None:
     mlflow.set_tracking_uri(None)
 
 
-@QUIET
+@pytest.mark.usefixtures("quiet")
 def test_a_proxy_is_registered_as_one_that_predicts(uri: str, tmp_path: Path) -> None:
     proxy = proxies.proxy(6)
     proxy.save_pretrained(tmp_path / "proxy", {"trainable": "proxy"})
