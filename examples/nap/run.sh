@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything behind the NAP tables of docs/results.md, in order; examples/estimators/run.sh comes first.
+# Everything behind the NAP tables of docs/results.md for text, in order; examples/estimators/run.sh comes first, and the
+# judge of examples/qe_ebm/run.sh. (Speech: speech.sh.)
 #   ENERGYMT_DATA=/path/to/data examples/nap/run.sh          (about three hours on 2 cores)
 # It can be stopped and started again.
 set -euo pipefail
@@ -9,25 +10,30 @@ out="$ENERGYMT_RUNS/nap"
 mkdir -p "$out"
 estimators="$ENERGYMT_RUNS/estimators"
 prefix="translate German to English: "
-text=(--data "$ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz" --source de --target en --prefix "$prefix")
+captions="$ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz"
+text=(--data "$captions" --source de --target en --prefix "$prefix")
 judges=(--judge "$estimators/multi30k/model" --judge "$estimators/multi30k-judge/model")
-alphas=(--alpha 0.02 --alpha 0.05 --alpha 0.1 --alpha 0.2 --alpha 0.3 --alpha 0.5 --alpha -0.1)
+alphas=(--alpha 0.05 --alpha 0.1 --alpha 0.2 --alpha 0.4 --alpha -0.1)
 
+# curve NAME MODEL PROXY OPTION...
+curve() {
+    [[ -e "$out/curve-$1.json" ]] || energymt alpha-curve "$2" --proxy "$3" "${alphas[@]}" "${@:4}" --json "$out/curve-$1.json"
+}
+
+declare -A rates=([mini]=2.0e-3 [laptop]=2.0e-3 [wide]=1.0e-3)
 for size in mini laptop wide; do
-    energymt train supervised --config examples/nap/t5.yaml --set "model.variant=t5-$size" --name "nap/t5-$size"
+    energymt train supervised --config examples/nap/t5.yaml --set "model.variant=t5-$size" \
+        --set "optimizer.learning_rate=${rates[$size]}" --name "nap/t5-$size"
     model="$out/t5-$size/model"
-    energymt train proxy --config examples/nap/proxy.yaml --set "translator=$model" --name "nap/proxy-$size"
-    energymt train proxy --config examples/nap/transfer.yaml --set "translator=$model" --name "nap/transfer-$size"
     for proxy in proxy transfer; do
-        curve="$out/curve-$proxy-$size.json"
-        [[ -e "$curve" ]] || energymt alpha-curve "$model" --proxy "$out/$proxy-$size/model" "${text[@]}" "${judges[@]}" \
-            "${alphas[@]}" --beam 1 --beam 2 --beam 4 --beam 8 --json "$curve"
+        energymt train proxy --config "examples/nap/$proxy.yaml" --set "translator=$model" --name "nap/$proxy-$size"
+        curve "$proxy-$size" "$model" "$out/$proxy-$size/model" "${text[@]}" "${judges[@]}" --beam 1 --beam 2 --beam 4 --beam 8
     done
 done
 
 # Another shape of the proxy.
 same=(--config examples/nap/proxy.yaml)
-for layers in 1 2; do
+for layers in 1 5; do
     energymt train proxy "${same[@]}" --set "proxy.layers=$layers" --name "nap/proxy-laptop-layers-$layers"
 done
 for hidden in 64 1024; do
@@ -38,11 +44,21 @@ done
 model="$out/t5-laptop/model"
 for direction in "en de English German" "fr en French English" "cs en Czech English"; do
     read -r from to named into <<< "$direction"
-    curve="$out/curve-transfer-$from-$to.json"
-    [[ -e "$curve" ]] || energymt alpha-curve "$model" --proxy "$out/transfer-laptop/model" "${alphas[@]}" --json "$curve" \
-        --data "$ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz" --source "$from" --target "$to" \
+    curve "transfer-$from-$to" "$model" "$out/transfer-laptop/model" --data "$captions" --source "$from" --target "$to" \
         --prefix "translate $named to $into: "
 done
-curve="$out/curve-transfer-news.json"
-[[ -e "$curve" ]] || energymt alpha-curve "$model" --proxy "$out/transfer-laptop/model" "${alphas[@]}" --json "$curve" \
-    --data "$ENERGYMT_DATA/wmt-news/newstest2016.de-en.tsv.gz" --source de --target en --prefix "$prefix" --rows 1000
+curve transfer-news "$model" "$out/transfer-laptop/model" --rows 1000 --prefix "$prefix" --source de --target en \
+    --data "$ENERGYMT_DATA/wmt-news/newstest2016.de-en.tsv.gz"
+
+# What else the metric can be used for: adapters, or a prompt, that learn from the pairs it likes best.
+[[ -e "$out/best.tsv" ]] || energymt data filter "$estimators/multi30k/model" --data "$ENERGYMT_DATA/multi30k/train.tsv.gz" \
+    --source de --target en --quantile 0.3 --output "$out/best.tsv"
+with=(--config examples/nap/adapted.yaml)
+energymt train supervised "${with[@]}" --set model.lora.rank=8 --name nap/lora
+energymt train supervised "${with[@]}" --set model.prompt.tokens=20 --set optimizer.learning_rate=0.1 --name nap/prompt
+for adapted in lora prompt; do
+    found="$out/evaluation-$adapted.json"
+    [[ -e "$found" ]] || energymt evaluate "$out/$adapted/model" --against "$model" "${text[@]}" "${judges[@]}" --beam 1 \
+        --json "$found"
+done
+python -m benchmarks.nap
