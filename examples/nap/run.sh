@@ -40,15 +40,17 @@ for hidden in 64 1024; do
     energymt train proxy "${same[@]}" --set "proxy.hidden=$hidden" --name "nap/proxy-laptop-hidden-$hidden"
 done
 
-# A proxy learnt on DE-EN, in other directions and on news.
+# Proxies learnt on DE-EN, in other directions and on news.
 model="$out/t5-laptop/model"
-for direction in "en de English German" "fr en French English" "cs en Czech English"; do
-    read -r from to named into <<< "$direction"
-    curve "transfer-$from-$to" "$model" "$out/transfer-laptop/model" --data "$captions" --source "$from" --target "$to" \
-        --prefix "translate $named to $into: "
+for proxy in proxy transfer; do
+    for direction in "en de English German" "fr en French English" "cs en Czech English"; do
+        read -r from to named into <<< "$direction"
+        curve "$proxy-$from-$to" "$model" "$out/$proxy-laptop/model" --data "$captions" --source "$from" --target "$to" \
+            --prefix "translate $named to $into: "
+    done
+    curve "$proxy-news" "$model" "$out/$proxy-laptop/model" --rows 1000 --prefix "$prefix" --source de --target en \
+        --data "$ENERGYMT_DATA/wmt-news/newstest2016.de-en.tsv.gz"
 done
-curve transfer-news "$model" "$out/transfer-laptop/model" --rows 1000 --prefix "$prefix" --source de --target en \
-    --data "$ENERGYMT_DATA/wmt-news/newstest2016.de-en.tsv.gz"
 
 # What else the metric can be used for: adapters, or a prompt, that learn from the pairs it likes best.
 [[ -e "$out/best.tsv" ]] || energymt data filter "$estimators/multi30k/model" --data "$ENERGYMT_DATA/multi30k/train.tsv.gz" \
