@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+os.environ.update(ENVIRONMENT)  # here: a conftest below, of a file that is named on the command line, imports torch
 # What a user's shell may hold and a test must not see.
 FOREIGN = ("HF_HOME", "HF_TOKEN", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS", "AWS_PROFILE")
 HOME = pytest.StashKey[Path]()
@@ -52,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[HOME] = Path(tempfile.mkdtemp(prefix="energymt-home-"))
     for name in FOREIGN:
         os.environ.pop(name, None)
-    os.environ.update(ENVIRONMENT, HOME=str(config.stash[HOME]))
+    os.environ["HOME"] = str(config.stash[HOME])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
