@@ -4,7 +4,8 @@
 
 Reads manifests of translators and proxies (NAME/model) and curves (curve-*.json of `energymt alpha-curve`). Of a curve
 there is one table a score: the value at α = 0 with its 95 % interval, then the paired difference to it for each α. The
-judges' scores are times 100. What is not there is left out.
+judges' scores are times 100. Of what adapters and a prompt brought (evaluation-*.json of `energymt evaluate --against`)
+there is one line each. What is not there is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from energymt.storage import runs_root
 
 SIZES = ("mini", "laptop", "wide")
 PROXIES = ("proxy", "transfer")
-HUNDREDFOLD = "judge "  # how a curve's scores by judges begin
+HUNDREDFOLD = "judge"  # how the names of scores by judges begin
 
 Point = dict[str, Any]
 
@@ -33,8 +34,10 @@ def manifest(run: Path) -> dict[str, Any]:
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print one in Markdown."""
-    heads = list(heads)
+    """Print one in Markdown, unless it is empty."""
+    heads, rows = list(heads), list(rows)
+    if not rows:
+        return
     print(f"\n| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
@@ -67,6 +70,18 @@ def proxies(root: Path) -> None:
     table(["proxy", *columns], rows)
 
 
+def adapted(root: Path) -> None:
+    """Print what was adapted, compared with the model that it was adapted from."""
+    files = sorted(root.glob("evaluation-*.json"))
+    rows, scores = [], list[str]()
+    for file in files:
+        found = json.loads(file.read_text("utf-8"))["comparisons"]
+        found = found[0] if isinstance(found, list) else found
+        scores = [name for name in found if name in ("bleu", "chrf") or name.startswith("judged by ")]
+        rows.append([file.stem.removeprefix("evaluation-"), *(_difference(found[name], name) for name in scores)])
+    table(["adapted", *scores], rows)
+
+
 def curves(root: Path) -> None:
     """Print the curves, all of one proxy and one score together."""
     files = {re.sub("^curve-", "", file.stem): file for file in sorted(root.glob("curve-*.json"))}
@@ -88,7 +103,10 @@ def curve(found: dict[str, list[Point]], score: str) -> None:
         for beam in dict.fromkeys(point["beam"] for point in points):
             by_alpha = {point["alpha"]: point for point in points if point["beam"] == beam}
             cells = [_value(by_alpha[0.0], score)]
-            cells += [_difference(by_alpha[alpha], score) if alpha in by_alpha else "" for alpha in alphas]
+            cells += [
+                _difference(by_alpha[alpha]["against_zero"][score], score) if alpha in by_alpha else ""
+                for alpha in alphas
+            ]
             rows.append([name, f"{beam}", *cells])
     table(["", "beam", "α = 0", *(f"{alpha:g}" for alpha in alphas)], rows)
 
@@ -98,16 +116,19 @@ def _value(point: Point, score: str) -> str:
     return f"{times * found['value']:.1f} [{times * found['low']:.1f}, {times * found['high']:.1f}]"
 
 
-def _difference(point: Point, score: str) -> str:
-    times, found = (100 if score.startswith(HUNDREDFOLD) else 1), point["against_zero"][score]
+def _difference(found: dict[str, float], score: str) -> str:
+    times = 100 if score.startswith(HUNDREDFOLD) else 1
     return f"{times * found['difference']:+.1f} [{times * found['low']:+.1f}, {times * found['high']:+.1f}]"
 
 
 def main() -> None:
     """Entry point."""
     root = runs_root() / "nap"
+    if not root.is_dir():
+        raise SystemExit(f"{root} does not exist: run examples/nap/run.sh first, with the same ENERGYMT_RUNS.")
     translators(root)
     proxies(root)
+    adapted(root)
     curves(root)
 
 

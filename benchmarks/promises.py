@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,47 +22,43 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.nap import SIZES, table
-from energymt.data.corpus import DataConfig, read_corpus
-from energymt.decoding.perturbed import Perturbation, perturbed
-from energymt.decoding.translate import DecodingOptions, Translator
+from energymt.data.batching import encode_corpus
+from energymt.data.corpus import Corpus, DataConfig, read_corpus
+from energymt.decoding.perturbed import Perturbation
 from energymt.metrics.estimation import pearson
 from energymt.models import load_translator
-from energymt.models.translator import Memory
+from energymt.models.loading import AnyTranslator
 from energymt.perturbation import PerturbationOptions, open_perturbation
 from energymt.quality import open_judge
 from energymt.storage import runs_root
 
 PREFIX = "translate German to English: "
+AT_ONCE = 50  # sentences
 
 
-def promises(model: Path, change: Perturbation, sources: list[str]) -> NDArray[np.float64]:
-    """The promised gain of each sentence; decoded to one token, for the sake of the states alone."""
-    translator = load_translator(model)
-    found: list[float] = []
-
-    def moved(memory: Memory) -> Memory:
-        after = change(memory)
-        ends = (change.proxy.merit(end.states_BSD, end.mask_BS) for end in (after, memory))
-        found.extend((next(ends) - next(ends)).tolist())
-        return after
-
-    with torch.inference_mode():
-        for source in sources:  # one by one: a translator sorts what it is given by length
-            Translator(perturbed(translator, moved), DecodingOptions(beam=1)).translate([source], prefixes=[PREFIX])
-    return np.array(found)
+@torch.no_grad()
+def promises(model: AnyTranslator, change: Perturbation, corpus: Corpus) -> NDArray[np.float64]:
+    """The promised gain of each sentence, in their order."""
+    encoded = encode_corpus(replace(corpus, target=None), model.vocabulary, sys.maxsize, sys.maxsize)
+    gains: list[float] = []
+    for start in range(0, len(encoded), AT_ONCE):
+        memory = model.encode(encoded.batch(range(start, min(start + AT_ONCE, len(encoded)))).source)
+        before, after = (change.proxy.merit(end.states_BSD, end.mask_BS) for end in (memory, change(memory)))
+        gains += (after - before).tolist()
+    return np.array(gains)
 
 
 def rows(root: Path, size: str, beam: int, test: DataConfig) -> Iterator[list[str]]:
     """A line for each α of a size."""
-    model, curve = root / f"t5-{size}" / "model", root / f"curve-proxy-{size}.json"
-    corpus = read_corpus(test)
+    folder, curve = root / f"t5-{size}" / "model", root / f"curve-proxy-{size}.json"
+    model, corpus = load_translator(folder), read_corpus(test)
     judge = open_judge(str(runs_root() / "estimators" / "multi30k" / "model"), torch.device("cpu"))
     points = {point["alpha"]: point for point in json.loads(curve.read_text("utf-8")) if point["beam"] == beam}
     own_N = np.array(judge(corpus.source, points[0.0]["outputs"], corpus.target or []))
     options = PerturbationOptions(str(root / f"proxy-{size}" / "model"), (0.0,))
-    change = open_perturbation(options, load_translator(model), str(model))
+    change = open_perturbation(options, model, str(folder))
     for alpha in sorted(alpha for alpha in points if alpha > 0):
-        promised_N = promises(model, replace(change, alphas=(alpha,)), corpus.source)
+        promised_N = promises(model, replace(change, alphas=(alpha,)), corpus)
         real_N = np.array(judge(corpus.source, points[alpha]["outputs"], corpus.target or [])) - own_N
         gains = [f"{100 * gain:+.1f}" for gain in (promised_N.mean(), real_N.mean())]
         least = f"{100 * promised_N.min():+.1f}"
@@ -72,10 +69,10 @@ def rows(root: Path, size: str, beam: int, test: DataConfig) -> Iterator[list[st
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beam", type=int, default=4)
+    parser.add_argument("--beam", type=int, default=4, choices=[1, 2, 4, 8])
     beam = parser.parse_args().beam
     path = f"{os.environ['ENERGYMT_DATA']}/multi30k/test_2016_flickr.tsv.gz"
-    test, root = DataConfig(path=path, source="de", target="en"), runs_root() / "nap"
+    test, root = DataConfig(path=path, source="de", target="en", prefix=PREFIX), runs_root() / "nap"
     sizes = [size for size in SIZES if (root / f"curve-proxy-{size}.json").is_file()]
     heads = ["T5", "α", "promised", "found", "least promised", "error of the proxy", "correlation"]
     table(heads, [row for size in sizes for row in rows(root, size, beam, test)])

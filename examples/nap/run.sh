@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything behind the NAP tables of docs/results.md for text, in order; examples/estimators/run.sh comes first, and the
 # judge of examples/qe_ebm/run.sh. (Speech: speech.sh.)
-#   ENERGYMT_DATA=/path/to/data examples/nap/run.sh          (about three hours on 2 cores)
+#   ENERGYMT_DATA=/path/to/data examples/nap/run.sh          (about three hours on one core)
 # It can be stopped and started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -20,10 +20,11 @@ curve() {
     [[ -e "$out/curve-$1.json" ]] || energymt alpha-curve "$2" --proxy "$3" "${alphas[@]}" "${@:4}" --json "$out/curve-$1.json"
 }
 
-declare -A rates=([mini]=2.0e-3 [laptop]=2.0e-3 [wide]=1.0e-3)
 for size in mini laptop wide; do
+    rate=2.0e-3
+    if [[ $size == wide ]]; then rate=1.0e-3; fi
     energymt train supervised --config examples/nap/t5.yaml --set "model.variant=t5-$size" \
-        --set "optimizer.learning_rate=${rates[$size]}" --name "nap/t5-$size"
+        --set "optimizer.learning_rate=$rate" --name "nap/t5-$size"
     model="$out/t5-$size/model"
     for proxy in proxy transfer; do
         energymt train proxy --config "examples/nap/$proxy.yaml" --set "translator=$model" --name "nap/$proxy-$size"

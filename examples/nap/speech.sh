@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Spoken digits: a recogniser, a proxy of its word error rate, and the alpha curve on the test strings.
-#   ENERGYMT_DATA=/path/to/data examples/nap/speech.sh          (about an hour on one core)
+#   ENERGYMT_DATA=/path/to/data examples/nap/speech.sh          (about 20 minutes on one core)
 # It can be stopped and started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
