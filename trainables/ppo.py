@@ -46,6 +46,8 @@ class Config(SemiSupervisedConfig):
     def _check(self) -> Config:
         if self.advantage == "group" and self.samples < 2:
             raise ValueError("advantages within a group compare samples of one source: set samples to 2 at least")
+        if self.samples_ahead:
+            raise ValueError("samples_ahead is for qe_ebm and reinforce: PPO learns from samples of p_old alone")
         return self
 
 

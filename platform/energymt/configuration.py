@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -221,6 +221,9 @@ def validate(schema: type[C], values: dict[str, Any], origin: str) -> C:
             raise ConfigurationError(
                 f"The key {key!r} is missing in {origin}; give it in the file of --config or by --set."
             ) from None
+        if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # keys that do not go together
+            where = f"{key!r} of {origin}" if key else origin
+            raise ConfigurationError(f"Impossible values in {where}: {first['ctx']['error']}.") from None
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise ConfigurationError(f"Impossible value for {key!r} in {origin}: {first['input']!r} ({message}).") from None
 

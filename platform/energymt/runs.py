@@ -74,12 +74,10 @@ def make_fabric(config: TrainingConfig) -> Fabric:
     from lightning.fabric import Fabric
     from lightning.fabric.plugins import MixedPrecision, Precision
 
-    from energymt.devices import choose_device
+    from energymt.devices import choose_device, choose_precision
 
-    accelerator = choose_device(config.device).type
-    wanted = config.precision
-    if wanted == "auto":
-        wanted = "bf16" if accelerator == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    device = choose_device(config.device)
+    accelerator, wanted = device.type, choose_precision(config.precision, device)
     # As an object: Fabric would announce a precision that it is told by name, and a plan says it already.
     precision = MixedPrecision("bf16-mixed", accelerator) if wanted == "bf16" else Precision()
     if torch.distributed.is_available() and torch.distributed.is_initialized():

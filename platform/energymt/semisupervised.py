@@ -3,8 +3,9 @@
     loss = w_S · CE(labelled pairs)  +  w_U · L(unlabelled sources)
 
 They differ in L alone: the energy of relaxed samples (`qe_ebm`), REINFORCE, or PPO. Each learns from K samples of each
-unlabelled source, drawn from the present translator; in the unlabelled part dropout is off, as it is when samples are
-drawn, so that (at `top_p` and `temperature` 1) their probabilities are those that they were drawn with.
+unlabelled source, drawn from the present translator (with `samples_ahead` from that of one step ago). In the unlabelled
+part dropout is off, as it is when samples are drawn, so that (at `top_p` and `temperature` 1) their probabilities are
+those that they were drawn with.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from energymt.ahead import Ahead
 from energymt.balance import Balance, BalanceConfig
 from energymt.data.batching import EncodedCorpus, Plan, StepPlan, encode_corpus
 from energymt.data.corpus import Corpus, DataConfig, read_corpus, sources_alone, task_prefixes
@@ -70,6 +72,10 @@ class SemiSupervisedConfig(JudgedConfig):
     """Nucleus that samples are drawn from; 1 is the translator's own distribution (QE-EBM: 1, its REINFORCE: 0.9)."""
     temperature: PositiveFloat = 1.0
     """Of the samples."""
+    samples_ahead: bool = False
+    """Draw the samples of the next step while the estimator answers for this one: they come from the translator as it
+    was one optimizer step ago, and a pool's answers are waited for less. (Not for PPO; the first step behind a
+    checkpoint draws its own.)"""
     unlabelled_tokens_per_step: PositiveInt = 512
     """Source tokens (end tokens counted) of the unlabelled part of a step, over all workers."""
     balance: BalanceConfig = BalanceConfig()
@@ -148,6 +154,7 @@ class SemiSupervised:
         self.monitor = Monitor(
             model, self.start, self.text.dev_corpus, self.energy, judges, config.alarms, config.stop_at_alarm
         )
+        self.ahead = Ahead(self.draw_now, config.checkpoint_every, config.steps) if config.samples_ahead else None
         self.waited = self.drawing = 0.0
         self.unscored = 0
         self.ratios: list[float] = []  # of gradient norms since the last evaluation
@@ -163,6 +170,8 @@ class SemiSupervised:
 
     def mixture(self, batch: StepBatch, unlabelled: Step) -> Mixture:
         """The step of a batch, given its unlabelled part."""
+        if self.ahead is not None:
+            self.ahead.begin(batch, self.plan)
         labelled = Step(("nll",), batch.micro_batches, self.labelled_losses, self.labelled_counts)
 
         def weigh(gram_PP: Tensor, means: Mapping[str, float]) -> list[float]:
@@ -195,7 +204,13 @@ class SemiSupervised:
         return {self.TERM: float(len(batch) * self.config.samples)}
 
     def draw(self, batch: Batch, step: int) -> Drawn:
+        """K samples of each source of the next micro-batch of a step."""
+        ready = None if self.ahead is None else self.ahead.take()
+        return self.draw_now(batch, step) if ready is None else ready
+
+    def draw_now(self, batch: Batch, step: int) -> Drawn:
         """K samples of each source of a micro-batch, from the present translator."""
+        batch = batch.to(self.device)
         before = time.perf_counter()
         noise = Noise(self.config.seed, step, batch.sentence_ids_B, SAMPLE_STREAM)
         drawn = sample(
@@ -214,6 +229,8 @@ class SemiSupervised:
 
     def wait(self, begun: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """The energies that were asked for, and which could be computed; the others are 0, and counted."""
+        if self.ahead is not None:
+            self.ahead.work()
         before = time.perf_counter()
         energy_R = begun()
         self.waited += time.perf_counter() - before
