@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from energymt.cluster import runtime
 from energymt.pool.client import View
+from energymt.pool.post import Post
 from energymt.pool.wire import Reply, Request
 
 
@@ -87,6 +88,7 @@ class Direct:
     """A transport to one replica, with no supervisor behind it; see `energymt.pool.client.Transport`."""
 
     replica: Any
+    post: Post = field(default_factory=Post)
     name: str = "idle"
 
     def view(self, fresh: bool) -> View:
@@ -95,9 +97,7 @@ class Direct:
 
     def send(self, replica: int, request: Request) -> Any:
         """To the actor."""
-        from energymt.pool.connection import RayCall
-
-        return RayCall(self.replica.serve.remote(request))
+        return self.post.send(self.replica, request)
 
     def report(self, replica: int) -> None:
         """Nobody is told."""

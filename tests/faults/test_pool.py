@@ -15,6 +15,7 @@ import torch
 
 from energymt.errors import EnergyUnavailable
 from energymt.models.estimator import QualityEstimator
+from energymt.pool import shared
 from energymt.pool.settings import PoolConfig
 from energymt.records import SoftTarget, Source
 from tests import estimators
@@ -36,6 +37,15 @@ def pool(cluster: Path) -> Iterator[None]:
     lifecycle.up(NAME, config, wait=180.0)
     yield
     lifecycle.down(NAME)
+
+
+@pytest.fixture(autouse=True)
+def smallest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings go through shared memory, small as they are here; "wire": none do."""
+    monkeypatch.setattr(shared, "SMALLEST", 1 << 40 if getattr(request, "param", "") == "wire" else 1)
+
+
+both_ways = pytest.mark.parametrize("smallest", ["memory", "wire"], indirect=True)
 
 
 @pytest.fixture
@@ -126,6 +136,7 @@ def test_killed_while_idle(ask: Any) -> None:
     assert sum(row["restarts"] for row in replicas()) == 1
 
 
+@both_ways
 def test_killed_while_serving(ask: Any) -> None:
     for process in processes():
         brake(process).write_text("1.5")
@@ -146,6 +157,7 @@ def test_all_killed(ask: Any, connection: Any) -> None:
     require_right(ask())
 
 
+@both_ways
 def test_frozen(ask: Any) -> None:
     victim, other = processes()
     os.kill(victim, signal.SIGSTOP)
@@ -156,6 +168,7 @@ def test_frozen(ask: Any) -> None:
     assert other in processes()
 
 
+@both_ways
 def test_slow(ask: Any) -> None:
     victim, other = processes()
     brake(victim).write_text("6")

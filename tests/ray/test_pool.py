@@ -15,6 +15,7 @@ import torch
 
 from energymt.errors import EnergyUnavailable, ResourceError, StorageError
 from energymt.models.estimator import QualityEstimator
+from energymt.pool import shared
 from energymt.pool.settings import PoolConfig
 from energymt.pool.telemetry import WORDS
 from energymt.records import SoftTarget, Source
@@ -67,11 +68,15 @@ def scored(estimator: Any, source: Source, target: SoftTarget) -> tuple[torch.Te
 
 
 @pytest.mark.parametrize("replicas", [1, 3])
-def test_pooled_is_local(replicas: int, pool: Any, local: QualityEstimator, sentences: Any) -> None:
+@pytest.mark.parametrize("smallest", [1, 1 << 40], ids=["memory", "wire"])
+def test_pooled_is_local(
+    smallest: int, replicas: int, pool: Any, local: QualityEstimator, sentences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from energymt.pool.connection import Connection
     from energymt.pool.estimator import PooledEstimator
 
-    found = pool(f"of-{replicas}", replicas=replicas)
+    monkeypatch.setattr(shared, "SMALLEST", smallest)
+    found = pool(f"of-{replicas}", replicas=replicas)  # up already the second time
     assert [row["state"] for row in found["replicas"]] == ["healthy"] * replicas
     wanted = scored(local, *sentences)
     with Connection(f"of-{replicas}", alone=True) as connection:

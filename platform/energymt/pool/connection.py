@@ -14,28 +14,12 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from energymt.errors import EnergyUnavailable
 from energymt.pool import actors
-from energymt.pool.client import Client, GoneError, View
-from energymt.pool.wire import Refusal, Reply, Request
+from energymt.pool.client import Call, Client, GoneError, View
+from energymt.pool.post import Post
+from energymt.pool.wire import Request
 
 VIEW_SECONDS = 2.0  # that a view of the pool is used for
 ASK_SECONDS = 10.0  # for an answer of the supervisor
-
-
-class RayCall:
-    """A request at a replica's actor."""
-
-    def __init__(self, reference: Any) -> None:
-        self.reference = reference
-
-    def wait(self, seconds: float) -> Reply | Refusal | None:
-        """See `client.Call`."""
-        try:
-            answer: Reply | Refusal = ray.get(self.reference, timeout=max(0.001, seconds))
-        except GetTimeoutError:
-            return None
-        except RayError as error:  # the actor, its node, or an object of the reply is gone
-            raise GoneError(str(error)) from error
-        return answer
 
 
 class RayTransport:
@@ -54,6 +38,7 @@ class RayTransport:
         if self.supervisor is None:
             raise EnergyUnavailable(f"There is no energy pool {name} in this Ray: start it by `energymt pool up`.")
         self.handles: dict[int, Any] = {}
+        self.post = Post()
         self.seen, self.seen_at = View({}), -1e9
         self.lock = threading.Lock()
 
@@ -73,7 +58,7 @@ class RayTransport:
                 self.handles = {number: handle for number, handle in self.handles.items() if number in self.seen.queues}
             return self.seen
 
-    def send(self, replica: int, request: Request) -> RayCall:
+    def send(self, replica: int, request: Request) -> Call:
         """See `client.Transport`."""
         handle = self.handles.get(replica)
         if handle is None:
@@ -81,7 +66,7 @@ class RayTransport:
             if handle is None:
                 raise GoneError(f"replica {replica} is gone")
             self.handles[replica] = handle
-        return RayCall(handle.serve.remote(request))
+        return self.post.send(handle, request)
 
     def report(self, replica: int) -> None:
         """See `client.Transport`."""

@@ -23,7 +23,8 @@ from energymt.pool.copy import LearningCopy
 from energymt.pool.health import Health
 from energymt.pool.server import DeviceError, Server
 from energymt.pool.settings import ReplicaPlan, open_estimator
-from energymt.pool.wire import Refusal, Reply, Request
+from energymt.pool.shared import Place, Views
+from energymt.pool.wire import Ragged, Refusal, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Replica:
         self.futures: dict[str, asyncio.Future[Reply | Refusal]] = {}
         self.remembered: OrderedDict[str, Reply] = OrderedDict()
         self.remembered_bytes = 0
+        self.views = Views()
         self.thread = ThreadPoolExecutor(1, "model")
         self.wake = asyncio.Event()
         self.worker: asyncio.Task[None] | None = None
@@ -78,6 +80,24 @@ class Replica:
             future = self.futures[request.id] = asyncio.get_running_loop().create_future()
             self._work()
         return await asyncio.shield(future)
+
+    async def serve_posted(self, request: Request, place: Place) -> Reply | Refusal:
+        """The same for a request whose embeddings, and the gradient that comes back, are in shared memory.
+
+        Refused as "far" where that memory is not to be had. A gradient of another shape than the embeddings is in the
+        reply itself.
+        """
+        opened = self.views.open(place)
+        if opened is None:
+            return Refusal(request.id, self.plan.name, "far", self.server.version)
+        sent, returned = opened
+        answer = await self.serve(replace(request, target=Ragged(sent, request.target.lengths)))
+        if isinstance(answer, Refusal) or answer.gradient is None:
+            return answer
+        if (answer.gradient.shape, answer.gradient.dtype) != (returned.shape, returned.dtype):
+            return answer
+        returned[...] = answer.gradient
+        return replace(answer, gradient=None)
 
     async def ping(self) -> Health:
         """Signs of life."""

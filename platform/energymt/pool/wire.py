@@ -90,7 +90,8 @@ class Refusal:
     """Why a replica did not answer, and when to ask again: nothing was computed.
 
     The reasons: "busy", the queue is full; "late", the deadline passed; "stale", its version is older than asked for;
-    "draining", it leaves; "failed", the request as a whole raises an error there, which `detail` holds.
+    "draining", it leaves; "far", it does not see the caller's memory; "failed", the request as a whole raises an error
+    there, which `detail` holds.
     """
 
     id: str
@@ -132,8 +133,8 @@ def to_numpy(values: Tensor) -> Array:
 
 
 def from_numpy(values: Array, precision: str = "fp32") -> Tensor:
-    """The tensor of an array that came over the wire; a copy, since what Ray hands out cannot be written."""
-    tensor = torch.from_numpy(np.array(values))
+    """The tensor of an array that came over the wire; a copy of what cannot be written, as Ray hands it out."""
+    tensor = torch.from_numpy(values if values.flags.writeable else np.array(values))
     return tensor.view(torch.bfloat16) if precision == "bf16" and tensor.dtype == torch.int16 else tensor
 
 
