@@ -11,9 +11,10 @@ clipping, AdamW. All have the same translator, estimator, text and K, and no dro
                 drawn as by the others. Before the clock starts it must give the same energy and gradient norm as ours.
 Bar against `published`: not slower, with not more memory. (Against reinforce there is none: a gradient has its price.)
 
-Waiting: the same step with a pool of one replica on a core of its own, in a Ray on this machine. Bar: less than 10 % of
-the step is spent waiting for the pool, the rest of its work being done beside that of the translator. (`--clock
-process` is for the first table; here the clock on the wall counts, and a busy machine counts as waiting.)
+Waiting: the same step with a pool of one replica on a core of its own, in a Ray on this machine; also with the samples
+of the next step drawn in the meantime (`samples_ahead`). Bar: less than 10 % of the step is spent waiting for the pool,
+the rest of its work being done beside that of the translator. (`--clock process` is for the first table; here the clock
+on the wall counts, and a busy machine counts as waiting.)
 
 Memory is the peak that a step adds: on CUDA of PyTorch's allocator, on Linux of the process, a fresh one for each.
 """
@@ -24,10 +25,10 @@ import argparse
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,7 @@ from trainables import qe_ebm, reinforce
 
 WAIT_BAR = 0.10
 OURS, REINFORCE, PUBLISHED = "energymt", "reinforce", "published"
+POOLED: dict[str, dict[str, Any]] = {"pooled": {}, "pooled, samples ahead": {"samples_ahead": True}}
 RATE = 1e-7  # so small that all go on seeing the same translator
 
 
@@ -90,14 +92,14 @@ def write_world(folder: Path, sizes: Sizes) -> None:
     make_estimator(sizes.estimator, pieces, "unified_metric").save(folder / "estimator")
 
 
-def trainable_of(method: Any, folder: Path, sizes: Sizes, device: str, quality: str = "") -> SemiSupervised:
+def trainable_of(method: Any, folder: Path, sizes: Sizes, device: str, **changes: Any) -> SemiSupervised:
     """QE-STATIC or REINFORCE on that world."""
     text = {"path": str(folder / "text.tsv"), "source": "de", "target": "en"}
     values = {
         "train": text,
         "dev": {**text, "rows": 8},
         "model": {"init": str(folder / "start")},
-        "quality": quality or str(folder / "estimator"),
+        "quality": str(folder / "estimator"),
         "samples": sizes.samples,
         "longest_sample": sizes.longest,
         "tokens_per_step": sizes.tokens,
@@ -106,6 +108,7 @@ def trainable_of(method: Any, folder: Path, sizes: Sizes, device: str, quality: 
         "balance": {"kind": "constant", "weight": 1.0, "ramp": 0.0},
         "precision": "fp32",
         "device": device,
+        **changes,
     }
     trainable: SemiSupervised = method.TRAINABLE(validate(method.Config, values, "the benchmark"))
     return trainable
@@ -191,9 +194,22 @@ def contestant(side: str, folder: Path, sizes: Sizes, device: str) -> Ours:
 
 
 def batches_of(trainable: SemiSupervised) -> list[StepBatch]:
-    """Steps of one micro-batch a part, and of a second worker: the first would look at dev before its first step."""
+    """Steps of one micro-batch a part."""
     steps = (batch for batch in trainable.plan.iterate() if len(batch.micro_batches) == len(batch.unlabelled) == 1)
-    return [replace(batch, rank=1) for batch in islice(steps, 8)]
+    return list(islice(steps, 8))
+
+
+class Round:
+    """A plan that goes through a few steps again and again; see `energymt.data.batching.Plan`."""
+
+    def __init__(self, trainable: SemiSupervised) -> None:
+        self.batches, self.encoded = batches_of(trainable), trainable.plan.encoded
+        self.steps_per_epoch = len(self.batches)
+
+    def iterate(self, start_step: int = 0, rank: int = 0, world: int = 1) -> Iterator[StepBatch]:
+        """For one worker."""
+        for step in count(start_step):
+            yield replace(self.batches[step % len(self.batches)], step=step)
 
 
 def require_equal(ours: Ours, published: Published, batch: StepBatch) -> None:
@@ -217,7 +233,8 @@ def memory_added(side: str, folder: Path, quick: Path, sizes: Sizes, device: str
 
 def turns_of(one: Ours, keep: Callable[[dict[str, float]], object] = lambda report: None) -> Callable[[], object]:
     """One step after the other; what each logs goes to `keep`."""
-    queue = cycle(batches_of(one.trainable))
+    one.trainable.plan = Round(one.trainable)
+    queue = one.trainable.plan.iterate()
     return lambda: keep(one.step(next(queue)))
 
 
@@ -243,18 +260,23 @@ def measure_local(folder: Path, quick: Path, sizes: Sizes, options: argparse.Nam
 def measure_waiting(folder: Path, sizes: Sizes, options: argparse.Namespace) -> None:
     """The share of a step with a pool that is spent waiting for it."""
     with local_ray(2 * options.threads), pool_of(folder / "estimator", options.threads, options.device) as name:
-        pooled = Ours(trainable_of(qe_ebm, folder, sizes, options.device, f"pool:{name}"))
-        local = contestant(OURS, folder, sizes, options.device)
-        reports: list[dict[str, float]] = []
-        turns = {"pooled": turns_of(pooled, reports.append), "in process": turns_of(local)}
+        ones = {
+            side: Ours(trainable_of(qe_ebm, folder, sizes, options.device, quality=f"pool:{name}", **changes))
+            for side, changes in POOLED.items()
+        }
+        reports: dict[str, list[dict[str, float]]] = {side: [] for side in ones}
+        turns = {side: turns_of(one, reports[side].append) for side, one in ones.items()}
+        turns["in process"] = turns_of(contestant(OURS, folder, sizes, options.device))
         seconds = interleaved(turns, options.rounds, device=options.device)
-        pooled.trainable.close()
-    shares = [report["train/wait_s"] / own for report, own in zip(reports[1:], seconds["pooled"], strict=True)]
-    drawing = statistics.median(report["train/draw_s"] for report in reports)
-    share = statistics.median(shares)
-    print(f"pooled / in process: {ratio(seconds['pooled'], seconds['in process']):.3f} times the time")
-    print(f"step {statistics.median(seconds['pooled']):.3f} s, of it samples {drawing:.3f} s")
-    print(f"waiting / step: {share:.3f}, bar {WAIT_BAR:g}: {verdict(share, WAIT_BAR)}", flush=True)
+        for one in ones.values():
+            one.trainable.close()
+    for side, found in reports.items():
+        shares = [report["train/wait_s"] / own for report, own in zip(found[1:], seconds[side], strict=True)]
+        drawing = statistics.median(report["train/draw_s"] for report in found)
+        share = statistics.median(shares)
+        print(f"{side}: {ratio(seconds[side], seconds['in process']):.3f} times the time of in process")
+        print(f"{side}: step {statistics.median(seconds[side]):.3f} s, of it samples {drawing:.3f} s")
+        print(f"{side}: waiting / step {share:.3f}, bar {WAIT_BAR:g}: {verdict(share, WAIT_BAR)}", flush=True)
 
 
 def verdict(found: float, bar: float) -> str:

@@ -3,6 +3,7 @@
     python -m benchmarks.qe_ebm [methods] [--rows 200] [--seeds 1 2 3] [--last] [--against reinforce]
     python -m benchmarks.qe_ebm variants --seeds 1          (models of examples/qe_ebm/variants.sh)
     python -m benchmarks.qe_ebm regression                  (models of examples/qe_ebm/regression.sh)
+    python -m benchmarks.qe_ebm pooled --seeds 1            (models of examples/qe_ebm/pooled.sh)
     python -m benchmarks.qe_ebm en-mn --seeds 1             (models of examples/qe_ebm/en-mn/run.sh)
 
 Reads $ENERGYMT_RUNS/qe_ebm/METHOD-SEED and $ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz; greedy translations, scored
@@ -66,6 +67,15 @@ REGRESSION = {
     "regression-static": "QE-STATIC",
     "regression-dynamic": "QE-DYNAMIC, ranking",
 }
+POOLED = {
+    "start": "supervised start",
+    "pooled-reinforce": "REINFORCE",
+    "pooled-ppo": "PPO",
+    "pooled-local": "QE-STATIC, estimator in process",
+    "pooled-static": "QE-STATIC",
+    "pooled-ahead": "QE-STATIC, samples ahead",
+    "pooled-dynamic": "QE-DYNAMIC, ranking",
+}
 SIGNS = ("length_ratio_50", "short", "repeated", "duplicates", "known_tokens")
 
 
@@ -94,6 +104,7 @@ def tables(data: str, rows: int | None) -> dict[str, Table]:
         "methods": Table(root, METHODS, "supervised", "reinforce", unified, captions),
         "variants": Table(root, VARIANTS, "variant-static", "variant-static", unified, captions),
         "regression": Table(root, REGRESSION, "supervised", "regression-reinforce", referenceless, captions),
+        "pooled": Table(root, POOLED, "pooled-static", "pooled-reinforce", unified, captions),
         "en-mn": Table(runs_root() / "en-mn", pair, "start", "static", of_pair, news),
     }
 
@@ -214,7 +225,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--last", action="store_true", help="the models of the last step, not those that dev chose")
     parser.add_argument("--against", help="the method that the others are compared with, as its runs are named")
-    parser.add_argument("table", nargs="?", default="methods", choices=["methods", "variants", "regression", "en-mn"])
+    choices = ["methods", "variants", "regression", "pooled", "en-mn"]
+    parser.add_argument("table", nargs="?", default="methods", choices=choices)
     arguments = parser.parse_args()
     what = tables(os.environ["ENERGYMT_DATA"], arguments.rows)[arguments.table]
     against = arguments.against or what.against

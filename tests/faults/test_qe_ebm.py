@@ -26,7 +26,7 @@ from tests.terminal import begin
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 DYNAMIC = {"learns": "head", "sentences": 4, "rate": 0.01}
 KINDS: dict[str, dict[str, Any]] = {
-    "static": {"quality": "pool:default"},
+    "static": {"quality": "pool:default", "samples_ahead": True},
     "dynamic": {"quality": "pool:school", "dynamic": DYNAMIC, "run_name": "pupil"},
 }
 both = pytest.mark.parametrize("kind", KINDS)
