@@ -188,6 +188,8 @@ def test_every_example_is_named_in_a_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_documents_can_be_run(command: str, places: dict[str, str]) -> None:
+    # No pool is up here: the estimator that it would serve stands in for it.
+    command = re.sub(r"pool:multi30k\S*", "$ENERGYMT_RUNS/estimators/multi30k/model", command)
     for name, value in places.items():
         command = command.replace(f"${name}", value)
     _, *arguments = shlex.split(command)
