@@ -18,11 +18,17 @@ COLUMN = {"source": "source", "target": None}
 
 
 def proxy(
-    width: int, *, seed: int = 0, translator: str = "0" * 64, higher: bool = True, **changes: Any
+    width: int,
+    *,
+    seed: int = 0,
+    translator: str = "0" * 64,
+    metric: str = "chrf",
+    higher: bool = True,
+    **changes: Any,
 ) -> QualityProxy:
     """In eval mode and calibrated: a unit, an offset and an error that are none of 0 and 1."""
     sizes = {"heads": 2, "hidden": 8, "layers": 3, "dropout": 0.3, "activation": "tanh", **changes}
-    config = ProxyConfig(width=width, translator=translator, metric="chrf", higher_is_better=higher, **sizes)
+    config = ProxyConfig(width=width, translator=translator, metric=metric, higher_is_better=higher, **sizes)
     torch.manual_seed(seed)
     model = QualityProxy(config)
     tiny.shake(model, 0.3, seed)

@@ -6,30 +6,37 @@ Sentences or recordings are encoded and differentiated once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from energymt.data.batching import encode_corpus
 from energymt.data.corpus import Corpus
 from energymt.data.speech import SpeechCorpus
 from energymt.decoding.perturbed import Perturbation, side_by_side
 from energymt.decoding.transcribe import Transcriber
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.errors import ConfigurationError
+from energymt.labels import open_metric
 from energymt.metrics import translation
 from energymt.metrics.significance import Comparison, Interval, compare, interval
-from energymt.metrics.speech import character_errors, word_errors
+from energymt.metrics.speech import character_errors, rates, word_errors
 from energymt.metrics.translation import Statistics
-from energymt.models import load_translator
+from energymt.models import Memory, load_translator
 from energymt.models.loading import AnyTranslator
 from energymt.models.speech import SpeechTransformer
 from energymt.perturbation import PerturbationOptions, open_perturbation
 from energymt.quality import Judge
 from energymt.records import Hypothesis, Input, Source
+from energymt.speech_labels import RATES
 from energymt.storage import fetch
 
+AT_ONCE = 32  # items that are encoded together
 DIGITS = {"bleu": 2, "chrf": 2, "WER": 2, "CER": 2}  # of what is in percent
 
 
@@ -78,6 +85,14 @@ class Examination(Protocol):
         """By name."""
         ...
 
+    def memories(self, model: AnyTranslator) -> Iterator[Memory]:
+        """The encoder's states of all items, a few at a time, in their order."""
+        ...
+
+    def merits(self, model: AnyTranslator, metric: str, outputs: Sequence[str]) -> NDArray[np.float64]:
+        """What a proxy's metric says of each output, more being better, but for columns of numbers."""
+        ...
+
 
 @dataclass(frozen=True)
 class OfText:
@@ -116,6 +131,19 @@ class OfText:
             name: translation.mean(list(judge(sources, outputs, references))) for name, judge in self.judges.items()
         }
 
+    def memories(self, model: AnyTranslator) -> Iterator[Memory]:
+        """See `Examination`."""
+        sources = encode_corpus(replace(self.corpus, target=None), model.vocabulary, sys.maxsize, sys.maxsize)
+        for first in range(0, len(sources), AT_ONCE):
+            batch = sources.batch(range(first, min(first + AT_ONCE, len(sources))))
+            yield model.encode(batch.source.to(model.device))
+
+    def merits(self, model: AnyTranslator, metric: str, outputs: Sequence[str]) -> NDArray[np.float64]:
+        """See `Examination`; a metric of text is better the higher it is."""
+        plain = model.vocabulary.as_plain_text
+        sources, references = [plain(text) for text in self.corpus.source], [plain(t) for t in self.corpus.target or []]
+        return np.array(open_metric(metric, model.device).score(sources, outputs, references), dtype=np.float64)
+
 
 @dataclass(frozen=True)
 class OfSpeech:
@@ -138,6 +166,16 @@ class OfSpeech:
         """See the class."""
         said = self.corpus.text or []
         return {"WER": word_errors(outputs, said), "CER": character_errors(outputs, said)}
+
+    def memories(self, model: AnyTranslator) -> Iterator[Memory]:
+        """See `Examination`."""
+        assert isinstance(model, SpeechTransformer)
+        for first in range(0, len(self.corpus), AT_ONCE):
+            yield model.encode(model.features(self.corpus.clips[first : first + AT_ONCE]).to(model.device))
+
+    def merits(self, model: AnyTranslator, metric: str, outputs: Sequence[str]) -> NDArray[np.float64]:
+        """See `Examination`; an error rate is better the lower it is."""
+        return -rates(RATES[metric](outputs, self.corpus.text or []))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from sacrebleu.metrics.chrf import CHRF
 
 from energymt.decoding.perturbed import Perturbation, perturbed
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.folders import weights_fingerprint
 from energymt.models import load_translator
+from energymt.models.gains import fit_gain
 from energymt.models.proxy import load_proxy
+from energymt.records import Source
 from tests import estimators, proxies
 from tests.commands.conftest import STUDENT, TEACHER, configuration
 from tests.terminal import Done, quick
@@ -136,6 +141,51 @@ def test_a_curve_of_a_student_tries_lengths_in_so_many_passes(shared: Path, made
         assert [len(points), points[1]["outputs"]] == [2, wanted]
         found.append(wanted)
     assert found[0] != found[1], "one pass, if nothing else is said"
+
+
+# ------------------------------------------------------------------------------------------------------------ calibrate
+
+
+def test_a_curve_notes_what_the_promises_are_worth(shared: Path, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "teacher", tmp_path / "proxy")
+    given = ("--proxy", str(tmp_path / "proxy"))
+    alphas = ("--alpha", "1.5", "--alpha", "0.5")
+    done = curve(shared, TEACHER, *given, *alphas, "--beam", "2", "--calibrate", "--json", str(tmp_path / "curve.json"))
+    assert (done.code, done.err) == (0, "")
+    points = {point["alpha"]: point["outputs"] for point in json.loads((tmp_path / "curve.json").read_text("utf-8"))}
+    proxy = load_proxy(tmp_path / "proxy")
+    assert set(proxy.gains) == {("relative", 1, 0.5), ("relative", 1, 1.5)}
+    references = lines(shared, "test.target")
+    own = [CHRF().sentence_score(text, [wanted]).score for text, wanted in zip(points[0.0], references, strict=True)]
+    model, change = load_translator(shared / TEACHER), Perturbation(proxy, (0.5, 1.5))
+    for number, alpha in enumerate(change.alphas):
+        gain = proxy.gains["relative", 1, alpha]
+        scores = [CHRF().sentence_score(t, [r]).score for t, r in zip(points[alpha], references, strict=True)]
+        found = [new - old for new, old in zip(scores, own, strict=True)]
+        promised = []
+        for line in lines(shared):
+            ids = torch.tensor([[*model.vocabulary.encode(line), model.vocabulary.eos_id]])
+            with torch.no_grad():
+                memory = model.encode(Source(ids, torch.ones_like(ids, dtype=torch.bool)))
+            promised.append(float(change.promises(memory)[number]))
+        wanted = fit_gain("relative", 1, alpha, np.array(promised), np.array(found))
+        for name in ("promised", "found", "kept", "error"):
+            assert getattr(gain, name) == pytest.approx(getattr(wanted, name), rel=1e-3, abs=1e-6)
+        assert gain.sentences == len(references)
+        assert f"{gain.promised:+.4g}" in done.out and f"{gain.kept:.1%}" in done.out
+    more = ("--alpha", "0.5", "--alpha", "1.5", "--trust", "0.01")
+    expected = by_library(shared, TEACHER, Perturbation(proxy, (0.5, 1.5), trust=0.01), beam=2)
+    assert translate(shared, TEACHER, *given, "--beam", "2", *more) == expected
+
+
+def test_calibration_that_cannot_be(shared: Path, made: Path, tmp_path: Path) -> None:
+    given = ("--alpha", "1", "--calibrate")
+    curve(shared, TEACHER, "--proxy", str(made / "teacher"), *given, "--beam", "1", "--beam", "2").refuses(
+        2, "one --beam"
+    )
+    column = proxies.proxy(16, translator=weights_fingerprint(shared / TEACHER), metric="column:wer")
+    column.save_pretrained(tmp_path / "column")
+    curve(shared, TEACHER, "--proxy", str(tmp_path / "column"), *given).refuses(2, "column:wer", "not calibrated")
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

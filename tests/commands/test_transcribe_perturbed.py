@@ -10,7 +10,7 @@ from energymt.decoding.perturbed import Perturbation, perturbed
 from energymt.decoding.transcribe import Transcriber
 from energymt.decoding.translate import DecodingOptions
 from energymt.folders import weights_fingerprint
-from energymt.metrics.speech import character_errors, word_errors
+from energymt.metrics.speech import character_errors, rates, word_errors
 from energymt.models import load_translator
 from energymt.models.proxy import load_proxy
 from energymt.models.speech import SpeechTransformer
@@ -187,3 +187,19 @@ def test_options_that_do_not_go_together(options: tuple[str, ...], parts: tuple[
     done = quick("transcribe", "model", "--data", "all.npz", *options, folder=place)
     done.refuses(2, *parts)
     assert done.out == ""
+
+
+def test_a_curve_of_recordings_is_calibrated_by_their_errors(place: Path, tmp_path: Path) -> None:
+    weights = weights_fingerprint(place / "model")
+    proxies.proxy(sounds.SMALL["width"], translator=weights, metric="wer", higher=False).save_pretrained(
+        tmp_path / "wer"
+    )
+    given = ("--data", "all.npz", "--text", "text", "--proxy", str(tmp_path / "wer"), "--alpha", "1.5", "--calibrate")
+    file = tmp_path / "curve.json"
+    done = quick("alpha-curve", "model", *given, "--json", str(file), folder=place)
+    assert (done.code, done.err) == (0, "")
+    zero, far = (point["outputs"] for point in json.loads(file.read_text("utf-8")))
+    [gain] = load_proxy(tmp_path / "wer").gains.values()
+    fewer = rates(word_errors(zero, TEXTS)) - rates(word_errors(far, TEXTS))
+    assert gain.found == pytest.approx(fewer.mean()) and gain.sentences == len(TEXTS)
+    assert gain.promised > 0

@@ -18,7 +18,9 @@ Proxy = Annotated[
 ]
 Alpha = Annotated[
     list[float] | None,
-    typer.Option(help="How far, in lengths of a state; of several, each line takes what the proxy promises most of."),
+    typer.Option(
+        help="How far, in lengths of a state; of several, each line takes that of which most gain is expected."
+    ),
 ]
 Norms = Annotated[
     Literal["relative", "sequence", "unit"],
@@ -27,7 +29,7 @@ Norms = Annotated[
 Steps = Annotated[int, typer.Option(min=1, help="Gradient steps that alpha is divided into.")]
 Trust = Annotated[
     float,
-    typer.Option(min=0, help="Nudge only lines whose promised gain is above so many held-out errors of the proxy."),
+    typer.Option(min=0, help="Nudge only lines whose expected gain is above so many held-out errors."),
 ]
 
 
@@ -73,11 +75,17 @@ def alpha_curve(
     ] = None,
     norm: Norms = "relative",
     alpha_steps: Steps = 1,
+    calibrate: Annotated[
+        bool,
+        typer.Option(help="Note beside the proxy how much of its promises came true here: use held-out data, no test."),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this file.")] = None,
 ) -> int:
     """Score outputs for every alpha and beam, with 95 % intervals and the paired difference to alpha 0."""
     from energymt.alpha_curve import OfSpeech, OfText, show_curve
     from energymt.alpha_curve import alpha_curve as curve
+    from energymt.calibration import calibrate as gains_of
+    from energymt.calibration import show_gains
     from energymt.data.corpus import DataConfig, read_corpus
     from energymt.data.speech import SpeechDataConfig, read_speech
     from energymt.devices import choose_device
@@ -85,6 +93,8 @@ def alpha_curve(
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigurationError(f"The folder of --json {json_file} does not exist; make it first.")
+    if calibrate and len(beam or [1]) > 1:
+        raise ConfigurationError("--calibrate learns from the outputs of one beam: name one --beam.")
     options = perturbation_options(proxy, alpha, norm, alpha_steps, 0.0)
     assert options is not None
     device = choose_device("auto")
@@ -104,6 +114,11 @@ def alpha_curve(
         on = OfText(corpus, judges, iterations)
     points = curve(model, options, on, beam or [1], device)
     typer.echo(show_curve(points))
+    if calibrate:
+        found = gains_of(model, options, on, points, device)
+        typer.echo(
+            f"\nOf what the proxy promises ({found[0].sentences:,} sentences; noted beside it):\n{show_gains(found)}"
+        )
     if json_file is not None:
         content = [point.to_dict() for point in points]
         json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ Axes of this room: B sentences, S states, D their width, A values of α.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -38,12 +38,16 @@ class Perturbation:
 
     Attributes:
         proxy: of the model whose states are nudged.
-        alphas: lengths of the step. One is taken as it is; of several, each sentence gets that which the proxy
-            promises most of (0 may stand among them).
+        alphas: lengths of the step. One is taken as it is; of several, each sentence gets that of which most gain is to
+            be expected (0 may stand among them).
         norm: what a length is measured in.
         steps: the way is gone in so many parts, with a new gradient before each.
-        trust: a sentence is nudged only where the promised gain is more than this many held-out errors of the proxy
-            (root mean square); 0 nudges all.
+        trust: a sentence is nudged only where the expected gain is more than this many held-out errors (root mean
+            square); 0 nudges all.
+
+    The expected gain is what the proxy promises, and the error that of its predictions; where it was tried on held-out
+    text what such a step should do (`energymt.models.gains`), it is the kept part of the promise, and the error that of
+    a gain.
 
     Raises:
         ConfigurationError: an alpha or a trust that is no finite number, no step, a proxy that knows nothing.
@@ -72,12 +76,49 @@ class Perturbation:
     def __call__(self, memory: Memory) -> Memory:
         """The same sentences with nudged states."""
         ends = self._ends(memory)
-        if len(ends) == 1:
-            return self._trusted(memory, ends[0])
-        best_B = torch.stack([self._merit(end) for end in ends]).argmax(0)
+        if len(ends) == 1 and self.trust == 0.0:
+            return ends[0]
+        gain_AB = self.promises(memory, ends)
+        if self.tried:
+            gain_AB = gain_AB * gain_AB.new_tensor([self._kept(alpha) for alpha in self.alphas])[:, None]
+        order_A = torch.tensor([abs(alpha) for alpha in self.alphas], device=gain_AB.device).argsort(stable=True)
+        gain_B, best_B = gain_AB[order_A].max(0)
+        best_B = order_A[best_B]  # of equal gains that of the smallest step
         states_ABSD = torch.stack([end.states_BSD for end in ends])
-        rows_B = torch.arange(len(best_B), device=best_B.device)
-        return self._trusted(memory, replace(memory, states_BSD=states_ABSD[best_B, rows_B]))
+        states_BSD = states_ABSD[best_B, torch.arange(len(best_B), device=best_B.device)]
+        if self.trust > 0.0:
+            error_B = gain_AB.new_tensor([self._error(alpha) for alpha in self.alphas])[best_B]
+            moved_B11 = (gain_B > self.trust * error_B)[:, None, None]
+            states_BSD = torch.where(moved_B11, states_BSD, memory.states_BSD)
+        return replace(memory, states_BSD=states_BSD)
+
+    @property
+    def tried(self) -> bool:
+        """Whether it is known what steps of each length have come to."""
+        return all(self._key(alpha) in self.proxy.gains for alpha in self.alphas if alpha != 0.0)
+
+    def _key(self, alpha: float) -> tuple[str, int, float]:
+        return self.norm, self.steps, alpha
+
+    def _kept(self, alpha: float) -> float:
+        return 0.0 if alpha == 0.0 else self.proxy.gains[self._key(alpha)].kept
+
+    def _error(self, alpha: float) -> float:
+        if not self.tried:
+            return float(self.proxy.error)
+        return 0.0 if alpha == 0.0 else self.proxy.gains[self._key(alpha)].error
+
+    @torch.no_grad()
+    def promises(self, memory: Memory, ends: Sequence[Memory] | None = None) -> Tensor:
+        """What the proxy promises of each α, [A, B] in the metric's unit, more is better: its merit there minus here.
+
+        Args:
+            memory: the model's own states.
+            ends: where each α leads to, if that is known.
+        """
+        before_B = self.proxy.merit(memory.states_BSD, memory.mask_BS)
+        ends = self._ends(memory) if ends is None else ends
+        return torch.stack([self.proxy.merit(end.states_BSD, end.mask_BS) - before_B for end in ends])
 
     def each(self, memory: Memory) -> Memory:
         """A · B rows, the values of α side by side for each sentence: a sentence of α = 0 is as it was."""
@@ -115,18 +156,6 @@ class Perturbation:
         length = gradient_BSD.norm(dim=axes, keepdim=True).clamp(min=1.0)
         reach = 1.0 if self.norm == "unit" else states_BSD.norm(dim=axes, keepdim=True)
         return (gradient_BSD * (reach / length)).to(memory.states_BSD.dtype)
-
-    def _trusted(self, before: Memory, after: Memory) -> Memory:
-        """Sentences whose promised gain is small stay as they were."""
-        if self.trust == 0.0:
-            return after
-        gain_B = self._merit(after) - self._merit(before)
-        moved_B11 = (gain_B > self.trust * self.proxy.error)[:, None, None]
-        return replace(after, states_BSD=torch.where(moved_B11, after.states_BSD, before.states_BSD))
-
-    @torch.no_grad()
-    def _merit(self, memory: Memory) -> Tensor:
-        return self.proxy.merit(memory.states_BSD, memory.mask_BS)
 
 
 def merit_gradient(proxy: QualityProxy, memory: Memory) -> Tensor:

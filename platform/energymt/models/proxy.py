@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from energymt.errors import ConfigurationError, StorageError
+from energymt.models.gains import Gain, read_gains
 from energymt.models.network import Network
 from energymt.models.translator import WEIGHTS_FILE
 
@@ -64,7 +65,11 @@ class ProxyConfig(ProxySizes):
 
 
 class QualityProxy(Network):
-    """Attention pooling over encoder states and a multi-layer perceptron: states in, a metric out."""
+    """Attention pooling over encoder states and a multi-layer perceptron: states in, a metric out.
+
+    Attributes:
+        gains: what steps along its gradient have come to on held-out text, where that was tried.
+    """
 
     architecture = "proxy"
     FILE = PROXY_FILE
@@ -75,7 +80,7 @@ class QualityProxy(Network):
 
     def __init__(self, config: ProxyConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.gains = config, dict[tuple[str, int, float], Gain]()
         self.queries = nn.Linear(config.width, config.heads, bias=False)
         nn.init.normal_(self.queries.weight, std=config.width**-0.5)
         widths = [config.heads * config.width, *[config.hidden] * (config.layers - 1), 1]
@@ -172,4 +177,5 @@ def load_proxy(folder: Path | str) -> QualityProxy:
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # no JSON, missing, cut, other shapes
         reason = " ".join(str(error).split()).rstrip(".")
         raise StorageError(f"The proxy in {folder} cannot be used ({reason}); copy the whole folder again.") from None
+    proxy.gains = read_gains(folder)
     return proxy.eval().requires_grad_(False)
