@@ -26,6 +26,7 @@ from benchmarks.plain import PlainStudent, PlainTeacher, engine_loss
 from benchmarks.timing import interleaved, machine, parse, ratio
 from energymt.configuration import validate
 from energymt.data.vocabulary import SentencePieceVocabulary
+from energymt.devices import bf16_on_cpu
 from energymt.models import make_translator
 from energymt.optimisation import make_optimizer, optimise
 from energymt.records import StepBatch
@@ -158,6 +159,9 @@ def main() -> None:
         options.sizes = ["quick"]
     print(f"One ENGINE step (SX, ST), {machine(options.device)}; target tokens/s, medians of {options.rounds} turns")
     print(f"{'size':8}{'precision':>10}{'plain':>12}{'ours':>12}{'ours/plain (time)':>20}")
+    if "bf16" in options.precisions and options.device == "cpu" and not bf16_on_cpu():
+        options.precisions.remove("bf16")
+        print("bf16 is left out: this processor has no instructions for it")
     for size in options.sizes:
         for precision in options.precisions:
             tokens = 64 if options.quick else 1024

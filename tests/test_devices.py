@@ -1,17 +1,16 @@
 """The precision of a run."""
 
-import logging
-
 import pytest
 import torch
 
 from energymt.devices import choose_precision
+from energymt.errors import ResourceError
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "slow"),
+    ("capabilities", "without"),
     [
         ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
         ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
@@ -19,16 +18,16 @@ CPU = torch.device("cpu")
         ({"architecture": "aarch64"}, False),
     ],
 )
-def test_bf16_on_a_processor_that_has_to_imitate_it_is_warned_of(
-    capabilities: dict[str, object], slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_bf16_of_a_processor_that_has_none_is_refused(
+    capabilities: dict[str, object], without: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    with caplog.at_level(logging.WARNING):
+    assert choose_precision("fp32", CPU) == choose_precision("auto", CPU) == "fp32"
+    if without:
+        with pytest.raises(ResourceError, match=r"no instructions for it \(avx512_bf16 or amx\): use precision: fp32"):
+            choose_precision("bf16", CPU)
+    else:
         assert choose_precision("bf16", CPU) == "bf16"
-        assert choose_precision("fp32", CPU) == choose_precision("auto", CPU) == "fp32"
-    assert [record.message.partition(":")[0] for record in caplog.records] == slow * [
-        "precision is bf16, which this processor has no instructions for (avx512_bf16 or amx)"
-    ]
 
 
 def test_this_processor_says_what_it_has() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Literal
 
 import torch
 
 from energymt.errors import ResourceError
-
-logger = logging.getLogger(__name__)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -25,13 +22,17 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` is bf16 on CUDA devices that have it, fp32 elsewhere. A warning where bf16 is imitated."""
+    """`auto` is bf16 on CUDA devices that have it, fp32 elsewhere.
+
+    Raises:
+        ResourceError: `bf16` is wanted of a processor without it, where it takes many times as long as fp32, or fails.
+    """
     if wanted == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if wanted == "bf16" and device.type == "cpu" and not bf16_on_cpu():
-        logger.warning(
-            "precision is bf16, which this processor has no instructions for (avx512_bf16 or amx): "
-            "that takes many times as long as fp32 would."
+        raise ResourceError(
+            "precision is bf16 and this processor has no instructions for it (avx512_bf16 or amx): use precision: fp32 "
+            "or auto."
         )
     return wanted
 

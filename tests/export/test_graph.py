@@ -4,7 +4,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from energymt.export.graph import Graph, Weights, quantised
+from energymt.export.graph import LARGEST, Graph, Weights, quantised
 
 
 @pytest.fixture
@@ -27,14 +27,14 @@ def test_quantised_weights_are_within_half_a_step():
     weight[7] = 0
     values, scale = quantised(weight)
     assert values.dtype == np.int8 and values.shape == (20, 30)
-    step = weight.abs().amax(1) / 127
+    step = weight.abs().amax(1) / LARGEST
     assert torch.allclose(torch.from_numpy(scale)[step > 0], step[step > 0])
     gap = (torch.from_numpy(values * scale).t() - weight).abs()
     assert (gap <= 0.5001 * step[:, None] + 1e-12).all()
-    assert np.abs(values).max() == 127
+    assert np.abs(values).max() == LARGEST
 
 
-@pytest.mark.parametrize(("int8", "tolerance"), [(False, 1e-5), (True, 0.02)])
+@pytest.mark.parametrize(("int8", "tolerance"), [(False, 1e-5), (True, 0.03)])
 def test_linear(run, int8, tolerance):
     x, layer = torch.randn(3, 5, 64), torch.nn.Linear(64, 32)
     found = run(lambda graph, x: graph.linear(x, layer.weight, layer.bias), x, int8)

@@ -1,7 +1,7 @@
 """Non-autoregressive translators in ONNX Runtime, float32 or int8.
 
-float32 gives the tokens that PyTorch gives. int8 wants a processor with 8-bit dot products (x86 with VNNI, since 2019,
-or Arm): without them its sums may saturate.
+float32 gives the tokens that PyTorch gives. int8 is fastest on a processor with 8-bit dot products (x86 with VNNI,
+since 2019, or Arm), and as exact on others.
 """
 
 from __future__ import annotations
