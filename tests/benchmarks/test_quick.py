@@ -28,8 +28,9 @@ PROMISED = {
     "bench_qe_step": [
         r"energymt / reinforce: [\d.]+ times the time, [\d.]+ times the memory",
         r"energymt / published: [\d.]+ times the time, [\d.]+ times the memory, bar 1: (met|MISSED)",
-        r"pooled / in process: [\d.]+ times the time",
-        r"waiting / step: 0\.\d+, bar 0\.1: (met|MISSED)",
+        r"\npooled: [\d.]+ times the time of in process",
+        r"\npooled: waiting / step 0\.\d+, bar 0\.1: (met|MISSED)",
+        r"\npooled, samples ahead: waiting / step 0\.\d+, bar 0\.1: (met|MISSED)",
     ],
     "bench_pool_callers": [rf"\n{callers}( +[\d,.]+){{5}}" for callers in (1, 2, 4, 8)],
     "bench_estimator_cuda": [
