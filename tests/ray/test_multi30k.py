@@ -33,5 +33,5 @@ def test_fifty_steps_of_the_example(local_ray: Path, data_folder: Path) -> None:
     train_on_ray("supervised", config, two, workers=Workers(2))
     assert len(losses(alone)) == STEPS and losses(alone)[-1] < losses(alone)[0] - 1
     # Sums in another order differ in the last digits, and AdamW divides by small numbers: the difference grows slowly.
-    assert losses(two)[:10] == pytest.approx(losses(alone)[:10], rel=1e-5)
+    assert losses(two)[:10] == pytest.approx(losses(alone)[:10], rel=5e-5)
     assert losses(two) == pytest.approx(losses(alone), rel=2e-3)
