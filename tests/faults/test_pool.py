@@ -50,10 +50,17 @@ both_ways = pytest.mark.parametrize("smallest", ["memory", "wire"], indirect=Tru
 
 @pytest.fixture
 def connection(pool: None) -> Iterator[Any]:
-    """A caller; both replicas are healthy before and after."""
+    """A caller; both replicas are healthy before, and have served."""
     from energymt.pool.connection import Connection
+    from energymt.pool.estimator import PooledEstimator
 
     settled()
+    with Connection(NAME, deadline=90.0, attempt=2.0, alone=True) as each:
+        local = model()
+        pooled = PooledEstimator(each.client, local.table_VD, local.vocabulary)
+        for _ in range(2):  # who is killed before it has ever answered has failed to start, and is given up at last
+            require_right(pooled.submit(*sentences(local)))
+    wait_for(lambda: all(row["served"] for row in replicas()), "both have served")
     with Connection(NAME, deadline=90.0, attempt=2.0) as opened:
         yield opened
     for file in brake(0).parent.glob("brake-*"):
