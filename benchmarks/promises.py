@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.nap import SIZES, table
-from energymt.data.batching import encode_corpus
+from energymt.alpha_curve import OfText
 from energymt.data.corpus import Corpus, DataConfig, read_corpus
 from energymt.decoding.perturbed import Perturbation
 from energymt.metrics.estimation import pearson
@@ -33,19 +32,13 @@ from energymt.quality import open_judge
 from energymt.storage import runs_root
 
 PREFIX = "translate German to English: "
-AT_ONCE = 50  # sentences
 
 
 @torch.no_grad()
 def promises(model: AnyTranslator, change: Perturbation, corpus: Corpus) -> NDArray[np.float64]:
     """The promised gain of each sentence, in their order."""
-    encoded = encode_corpus(replace(corpus, target=None), model.vocabulary, sys.maxsize, sys.maxsize)
-    gains: list[float] = []
-    for start in range(0, len(encoded), AT_ONCE):
-        memory = model.encode(encoded.batch(range(start, min(start + AT_ONCE, len(encoded)))).source)
-        before, after = (change.proxy.merit(end.states_BSD, end.mask_BS) for end in (memory, change(memory)))
-        gains += (after - before).tolist()
-    return np.array(gains)
+    found = [change.promises(memory)[0] for memory in OfText(corpus, {}, 1).memories(model)]
+    return torch.cat(found).double().numpy()
 
 
 def rows(root: Path, size: str, beam: int, test: DataConfig) -> Iterator[list[str]]:
