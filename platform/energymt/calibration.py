@@ -14,8 +14,29 @@ from energymt.errors import ConfigurationError
 from energymt.labels import COLUMN
 from energymt.models import load_translator
 from energymt.models.gains import Gain, fit_gain, write_gains
+from energymt.models.proxy import load_proxy
 from energymt.perturbation import PerturbationOptions, open_perturbation
 from energymt.storage import fetch
+
+
+def require_calibratable(options: PerturbationOptions) -> None:
+    """Refuse what cannot be calibrated before hours of decoding.
+
+    Raises:
+        ConfigurationError: no step, a proxy of a column, whose numbers nothing computes, or one that is no folder here.
+    """
+    if not any(options.alphas):
+        raise ConfigurationError("Calibration compares steps with alpha 0: name another alpha.")
+    folder = fetch(options.proxy)
+    if folder.resolve() != Path(options.proxy).resolve():
+        raise ConfigurationError(
+            f"What is learnt of {options.proxy} is noted beside it: name a folder of this machine."
+        )
+    metric = load_proxy(folder).config.metric
+    if metric.startswith(COLUMN):
+        raise ConfigurationError(
+            f"The proxy predicts {metric}, which nothing computes for other outputs: not calibrated."
+        )
 
 
 @torch.no_grad()
@@ -32,20 +53,12 @@ def calibrate(
         device: where to compute.
 
     Raises:
-        ConfigurationError: a proxy of a column, whose numbers nothing computes, or one that is no folder here.
+        ConfigurationError: see `require_calibratable`.
     """
-    folder = fetch(options.proxy)
-    if folder.resolve() != Path(options.proxy).resolve():
-        raise ConfigurationError(
-            f"What is learnt of {options.proxy} is noted beside it: name a folder of this machine."
-        )
+    require_calibratable(options)
     model = load_translator(fetch(address)).to(device)
     change = open_perturbation(replace(options, alphas=tuple(point.alpha for point in points)), model, address)
     metric = change.proxy.config.metric
-    if metric.startswith(COLUMN):
-        raise ConfigurationError(
-            f"The proxy predicts {metric}, which nothing computes for other outputs: not calibrated."
-        )
     promised_AN = torch.cat([change.promises(memory) for memory in on.memories(model)], 1).double().cpu().numpy()
     merits_AN = np.array([on.merits(model, metric, point.outputs) for point in points])
     zero = [point.alpha for point in points].index(0.0)
@@ -54,7 +67,7 @@ def calibrate(
         for number, point in enumerate(points)
         if number != zero
     ]
-    write_gains(folder, gains)
+    write_gains(Path(options.proxy), gains)
     return gains
 
 

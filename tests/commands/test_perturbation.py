@@ -183,6 +183,7 @@ def test_calibration_that_cannot_be(shared: Path, made: Path, tmp_path: Path) ->
     curve(shared, TEACHER, "--proxy", str(made / "teacher"), *given, "--beam", "1", "--beam", "2").refuses(
         2, "one --beam"
     )
+    curve(shared, TEACHER, "--proxy", str(made / "teacher"), "--alpha", "0", "--calibrate").refuses(2, "another alpha")
     column = proxies.proxy(16, translator=weights_fingerprint(shared / TEACHER), metric="column:wer")
     column.save_pretrained(tmp_path / "column")
     curve(shared, TEACHER, "--proxy", str(tmp_path / "column"), *given).refuses(2, "column:wer", "not calibrated")

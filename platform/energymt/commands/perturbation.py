@@ -85,7 +85,7 @@ def alpha_curve(
     from energymt.alpha_curve import OfSpeech, OfText, show_curve
     from energymt.alpha_curve import alpha_curve as curve
     from energymt.calibration import calibrate as gains_of
-    from energymt.calibration import show_gains
+    from energymt.calibration import require_calibratable, show_gains
     from energymt.data.corpus import DataConfig, read_corpus
     from energymt.data.speech import SpeechDataConfig, read_speech
     from energymt.devices import choose_device
@@ -97,6 +97,8 @@ def alpha_curve(
         raise ConfigurationError("--calibrate learns from the outputs of one beam: name one --beam.")
     options = perturbation_options(proxy, alpha, norm, alpha_steps, 0.0)
     assert options is not None
+    if calibrate:
+        require_calibratable(options)
     device = choose_device("auto")
     on: OfSpeech | OfText
     if text is not None:
@@ -114,14 +116,14 @@ def alpha_curve(
         on = OfText(corpus, judges, iterations)
     points = curve(model, options, on, beam or [1], device)
     typer.echo(show_curve(points))
+    if json_file is not None:
+        content = [point.to_dict() for point in points]
+        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if calibrate:
         found = gains_of(model, options, on, points, device)
         typer.echo(
             f"\nOf what the proxy promises ({found[0].sentences:,} sentences; noted beside it):\n{show_gains(found)}"
         )
-    if json_file is not None:
-        content = [point.to_dict() for point in points]
-        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 
 
