@@ -227,6 +227,31 @@ def test_only_a_length_that_is_bounded_is_at_its_limit(parallel: Nonautoregressi
         assert values["gaming/at_limit"] == sum(len(item.ids) >= parallel.longest for _, item in found) / len(found)
 
 
+def test_the_estimator_is_probed_again_only_where_it_learns(model: AutoregressiveModel, words: HubVocabulary) -> None:
+    """By length the empty and the halved text are told apart from the right one, and a longer one is liked as well."""
+    many = Corpus(SOURCES * 15, REFERENCES * 15, "dev.tsv (de → en)")
+    asked: list[int] = []
+
+    def scored(sources: Sequence[str], texts: Sequence[str]) -> list[float]:
+        asked.append(len(texts))
+        return by_length(sources, texts)
+
+    found = []
+    for others in ({}, {"quality_frozen": by_length}):
+        look = monitor(model, quality=scored, **others)
+        look.corpus = many
+        asked.clear()
+        given = outputs(words, TEXTS * 15)
+        first, before = look.look(given, {}), len(asked)
+        assert look.look(given, {})["gaming/fooled"] == first["gaming/fooled"]
+        found.append(2 * before - len(asked))
+    assert found[0] > 5 and found[1] == 0, "questions that the second look did not ask"
+    kinds = {name: value for name, value in first.items() if name.startswith("gaming/fooled/")}
+    assert kinds["gaming/fooled/empty"] == kinds["gaming/fooled/second_half_left_out"] == 0.0
+    assert kinds["gaming/fooled/words_shuffled"] == kinds["gaming/fooled/said_twice"] == 1.0 == first["gaming/fooled"]
+    assert not any("fooled" in name for name in monitor(model).look(outputs(words), {})), "too few sentences"
+
+
 # -------------------------------------------------------------------------------------------------------------- alarms
 
 

@@ -16,6 +16,7 @@ from energymt.policy import (
     reinforce_loss,
     token_log_probs,
     value_loss,
+    with_mean,
 )
 
 R, U, V, CLIP = 4, 5, 7, 0.2
@@ -108,6 +109,12 @@ def test_samples_without_a_reward_are_left_out(kernel) -> None:
     assert found.isfinite().all()
     torch.testing.assert_close(found[0, [0, 2, 3]], kernel(torch.tensor([[0.3, 0.9, 0.1]]))[0])
     assert (found[~valid] == 0).all() and (found[1:] == 0).all(), "who is left alone has nothing to be compared with"
+
+
+def test_a_missing_reward_counts_as_the_mean_of_the_others() -> None:
+    reward_R, valid_R = torch.tensor([1.0, torch.nan, 4.0]), torch.tensor([True, False, True])
+    assert with_mean(reward_R, valid_R).tolist() == [1.0, 2.5, 4.0]
+    assert with_mean(reward_R, torch.zeros(3).bool()).tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("kernel", [leave_one_out, group_advantage])

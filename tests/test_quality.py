@@ -27,7 +27,7 @@ def lesson(seed: int) -> Lesson:
 
 def learn(quality: Quality, *seeds: int) -> list[dict[str, float]]:
     assert quality.pupil is not None
-    return [quality.pupil.learn(lesson(seed), seed, 0, 1, OPTIONS) for seed in seeds]
+    return [quality.pupil.learn(lesson(seed), seed, 0, 1, OPTIONS)() for seed in seeds]
 
 
 def scores(quality: Quality) -> list[float]:

@@ -10,6 +10,7 @@ from energymt.checkpoints import Progress
 from energymt.errors import DivergenceError
 from energymt.records import Step, Term
 from energymt.training import Stop, fit
+from energymt.window import Window
 from tests import tiny, toy
 
 
@@ -175,6 +176,17 @@ def test_what_is_logged_is_the_mean_since_the_last_line(settings, tmp_path) -> N
     assert [values["train/a"] for _, values in logged] == [pytest.approx(-0.05), pytest.approx(-0.25)]
     assert all(values["train/learning_rate"] == 0.1 for _, values in logged)
     assert all(values["time/tokens_per_s"] > 0 for _, values in logged)
+
+
+def test_the_spread_of_a_gradient_is_that_of_its_norm_since_the_last_line() -> None:
+    window = Window()
+    for norm in (1.0, 2.0, 3.0):
+        window.add({"train/norm_unlabelled": norm, "train/a": norm})
+    means = window.means()
+    assert means["train/norm_unlabelled_spread"] == pytest.approx(0.5)
+    assert "train/a_spread" not in means
+    window.add({"train/norm_unlabelled": 2.0})
+    assert "train/norm_unlabelled_spread" not in window.means()
 
 
 def test_the_rate_follows_its_schedule(settings, tmp_path) -> None:

@@ -20,8 +20,15 @@ from torch import Tensor, nn
 
 from energymt.decoding.inference import without_dropout
 from energymt.decoding.sampling import sample_log_probs
-from energymt.policy import clipped_surrogate, generalised_advantages, group_advantage, kl_estimate, value_loss
-from energymt.records import Batch, Mixture, Step, StepBatch, Term
+from energymt.policy import (
+    clipped_surrogate,
+    generalised_advantages,
+    group_advantage,
+    kl_estimate,
+    value_loss,
+    with_mean,
+)
+from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
 from energymt.semisupervised import Drawn, SemiSupervised, SemiSupervisedConfig
 from energymt.teacher_forcing import dense_if_small, teacher_forced
 
@@ -59,8 +66,17 @@ class Rollout:
     reward_R: Tensor
     scored_R: Tensor  # bool
     start_logp_RU: Tensor
-    old_logp_RU: Tensor | None = None
-    old_value_RU: Tensor | None = None
+    old_logp_RU: Tensor
+    old_value_RU: Tensor | None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the present translator says of the samples of a micro-batch."""
+
+    logp_RU: Tensor
+    mask_RU: Tensor  # bool
+    value_RU: Tensor | None
 
 
 class Ppo(SemiSupervised):
@@ -79,65 +95,78 @@ class Ppo(SemiSupervised):
             self.model.add_head("value", head)
 
     def steps(self, batch: StepBatch) -> Iterator[Mixture]:
-        """`inner_steps` optimizer steps on the samples of a batch."""
-        rollouts = [self.rollout(micro.to(self.device), batch.step) for micro in batch.unlabelled]
-        for _ in range(self.options.inner_steps):
-            places = iter(range(len(rollouts)))
+        """`inner_steps` optimizer steps on the samples of a batch, which the first of them draws."""
+        rollouts: list[Rollout] = []
+
+        def first(micro: Batch) -> list[Term] | Pending:
+            return self.first_losses(micro, batch.step, rollouts)
+
+        yield self.mixture(batch, Step(self.terms, batch.unlabelled, first, self.counts))
+        for _ in range(1, self.options.inner_steps):
+            again = iter(rollouts)
 
             def losses(micro: Batch) -> list[Term]:
-                place = next(places)  # noqa: B023 - the loop takes a step before it comes to the next
-                terms, rollouts[place] = self.losses(rollouts[place])
-                return terms
+                rollout = next(again)  # noqa: B023 - the loop takes a step before it comes to the next
+                return self.losses(rollout, self.say(rollout.drawn))
 
-            yield self.mixture(batch, Step(self.terms, batch.unlabelled, losses, self.counts))
+            yield replace(self.mixture(batch, Step(self.terms, batch.unlabelled, losses, self.counts)), more=dict)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Samples."""
         return dict.fromkeys(self.terms, float(len(batch) * self.config.samples))
 
-    @torch.no_grad()
-    def rollout(self, batch: Batch, step: int) -> Rollout:
-        """Samples of a micro-batch and their scores."""
+    def first_losses(self, batch: Batch, step: int, rollouts: list[Rollout]) -> list[Term] | Pending:
+        """The terms of the translator that drew the samples; scores are asked for at once, and waited for last."""
         drawn = self.draw(batch, step)
-        rows_R = drawn.samples.rows_R
-        begun = self.energy.begin_text(batch.source.select(rows_R), drawn.ids_RT, drawn.mask_RT)
-        memory = self.start.encode(batch.source).select(rows_R)
-        logits_RUV = teacher_forced(self.start, memory, drawn.ids_RT, drawn.mask_RT)
-        start_logp_RU, _ = sample_log_probs(self.start, logits_RUV, drawn.samples)
-        energy_R, scored_R = self.wait(begun)
-        return Rollout(drawn, -energy_R, scored_R, start_logp_RU)
+        batch, samples = drawn.batch, drawn.samples
+        begun = self.energy.begin_text(batch.source.select(samples.rows_R), drawn.ids_RT, drawn.mask_RT)
+        with torch.no_grad():
+            memory = self.start.encode(batch.source).select(samples.rows_R)
+            logits_RUV = teacher_forced(self.start, memory, drawn.ids_RT, drawn.mask_RT)
+            start_logp_RU, _ = sample_log_probs(self.start, logits_RUV, samples)
+        said = self.say(drawn)
 
-    def losses(self, rollout: Rollout) -> tuple[list[Term], Rollout]:
-        """The terms of a micro-batch, and its rollout with the probabilities of the first inner step."""
-        samples, batch = rollout.drawn.samples, rollout.drawn.batch
+        def terms() -> list[Term]:
+            energy_R, scored_R = self.wait(begun)
+            old_value_RU = None if said.value_RU is None else said.value_RU.detach()
+            rollout = Rollout(drawn, -energy_R, scored_R, start_logp_RU, said.logp_RU.detach(), old_value_RU)
+            rollouts.append(rollout)
+            return self.losses(rollout, said)
+
+        return self.later(terms)
+
+    def say(self, drawn: Drawn) -> Said:
+        """A forward pass over samples."""
+        samples = drawn.samples
         with without_dropout(self.model):
-            memory = self.model.encode(batch.source).select(samples.rows_R)
+            memory = self.model.encode(drawn.batch.source).select(samples.rows_R)
             projection = self.model.decode_projection(memory, samples.ids_RT, samples.mask_RT)
         logp_RU, mask_RU = sample_log_probs(self.model, dense_if_small(projection), samples)
-        if rollout.old_logp_RU is None:  # the translator that drew them, in the precision of a training step
-            rollout = replace(rollout, old_logp_RU=logp_RU.detach())
-        assert rollout.old_logp_RU is not None
+        if self.options.advantage == "group":
+            return Said(logp_RU, mask_RU, None)
+        return Said(logp_RU, mask_RU, self.model.heads["value"](projection.hidden_BTH).squeeze(-1).float())
+
+    def losses(self, rollout: Rollout, said: Said) -> list[Term]:
+        """The terms of a micro-batch."""
+        logp_RU, mask_RU, count = said.logp_RU, said.mask_RU, float(len(said.logp_RU))
         more: list[Term] = []
-        if self.options.advantage == "value":
-            value_RU = self.model.heads["value"](projection.hidden_BTH).squeeze(-1).float()
-            if rollout.old_value_RU is None:
-                rollout = replace(rollout, old_value_RU=value_RU.detach())
-            advantage_RU, loss = self.traced(rollout, value_RU, mask_RU)
-            more = [Term("value", loss, float(len(logp_RU)), self.options.value_weight)]
+        if said.value_RU is not None:
+            advantage_RU, loss = self.traced(rollout, said.value_RU, mask_RU)
+            more = [Term("value", loss, count, self.options.value_weight)]
         else:
             groups = (-1, self.config.samples)
             advantage_R = group_advantage(rollout.reward_R.view(groups), rollout.scored_R.view(groups)).flatten()
             advantage_RU = advantage_R[:, None].expand_as(logp_RU)
         loss, clipped = clipped_surrogate(logp_RU, rollout.old_logp_RU, advantage_RU, mask_RU, self.options.clip)
         kl = kl_estimate(logp_RU, rollout.start_logp_RU, mask_RU).sum()
-        count = float(len(logp_RU))
+        reward = with_mean(rollout.reward_R, rollout.scored_R).sum()
         return [
             Term("surrogate", loss, count),
             Term("kl", kl, count, self.options.kl_weight),
             Term("clipped", clipped / mask_RU.sum().clamp(min=1) * count, count, weight=0.0),
-            Term("reward", rollout.reward_R.sum(), count, weight=0.0),
+            Term("reward", reward, count, weight=0.0),
             *more,
-        ], rollout
+        ]
 
     def traced(self, rollout: Rollout, value_RU: Tensor, mask_RU: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages against the value head, and its loss; a sample without a score has neither."""

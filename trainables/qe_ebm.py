@@ -27,6 +27,7 @@ from energymt.errors import ConfigurationError
 from energymt.lessons import chosen_pairs, make_lesson
 from energymt.models.learning import Learns, LessonOptions
 from energymt.policy import leave_one_out, reinforce_loss
+from energymt.quality import POOL, Learnt
 from energymt.records import Batch, Mixture, Pending, Prediction, Projection, Step, StepBatch, Term
 from energymt.semisupervised import Drawn, SemiSupervised, SemiSupervisedConfig
 from energymt.teacher_forcing import teacher_forced
@@ -35,8 +36,9 @@ from energymt.teacher_forcing import teacher_forced
 class DynamicConfig(Section):
     """How the estimator learns (QE-DYNAMIC)."""
 
-    learns: Learns = "head"
-    """Weights that an estimator in this process learns; a pool was told when it was started (`--set learns=...`)."""
+    learns: Learns | None = None
+    """Weights that an estimator in this process learns (None: head). A pool was told when it was started
+    (`energymt pool up --set learns=...`); another choice here is refused."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of the translator before the first one of the estimator (published code: 200)."""
     every: PositiveInt = 1
@@ -74,16 +76,19 @@ class QeEbm(SemiSupervised):
                 "ending is reinforce, and the baseline of a sample is its source's other samples: "
                 "set samples to 2 or more."
             )
-        super().__init__(config, None if config.dynamic is None else config.dynamic.learns, config.feed)
+        super().__init__(config, None if config.dynamic is None else config.dynamic.learns or "head", config.feed)
+        if config.dynamic is not None and config.dynamic.learns is not None:
+            require_same_part(config.quality, config.dynamic.learns)
         self.options, self.taught = config, dict[str, float]()
+        self.lesson: Learnt | None = None  # that the estimator has begun
         self.terms = (self.TERM,) if config.ending == "none" else (self.TERM, "ending")
 
     def steps(self, batch: StepBatch) -> Iterator[Mixture]:
-        """One optimizer step a batch; the estimator's before it."""
+        """One optimizer step a batch; the estimator learns while samples are drawn, and answers when it has learnt."""
         dynamic = self.options.dynamic
         self.taught = {}
         if dynamic is not None and batch.step >= dynamic.warmup_steps and batch.step % dynamic.every == 0:
-            self.taught = self.teach(batch, dynamic)
+            self.lesson = self.teach(batch, dynamic)
 
         def losses(micro: Batch) -> list[Term] | Pending:
             return self.losses(micro, batch.step)
@@ -95,12 +100,13 @@ class QeEbm(SemiSupervised):
         return dict.fromkeys(self.terms, self.sample_counts(batch)[self.TERM])
 
     def losses(self, batch: Batch, step: int) -> list[Term] | Pending:
-        """The energy of relaxed samples, asked for at once."""
+        """The energy of relaxed samples, asked for as soon as the estimator has had its lesson."""
         drawn = self.draw(batch, step)
         rows_R = drawn.samples.rows_R
         with without_dropout(self.model):
             memory = self.model.encode(batch.source).select(rows_R)
             said = teacher_forced(self.model, memory, drawn.ids_RT, drawn.mask_RT)
+        self.end_lesson()
         begun = self.energy.begin(batch.source.select(rows_R), self.prediction(said, drawn))
 
         def terms() -> list[Term]:
@@ -123,8 +129,8 @@ class QeEbm(SemiSupervised):
         logits_RTV = possible(self.model, said[:, :-1], end=False)
         return Prediction(logits_RTV, drawn.mask_RT, hard_RT, drawn.noise)
 
-    def teach(self, batch: StepBatch, dynamic: DynamicConfig) -> dict[str, float]:
-        """One step of the estimator, from gold and samples of some of the labelled pairs; what to log."""
+    def teach(self, batch: StepBatch, dynamic: DynamicConfig) -> Learnt:
+        """Begin one step of the estimator, from gold and samples of some of the labelled pairs."""
         before = time.perf_counter()
         lesson = make_lesson(
             self.model,
@@ -138,12 +144,39 @@ class QeEbm(SemiSupervised):
         )
         options = LessonOptions(rate=dynamic.rate, clip=dynamic.clip, form=dynamic.form)
         assert self.quality.pupil is not None
-        found = self.quality.pupil.learn(lesson, batch.step, batch.rank, batch.world, options)
-        return {**{f"lesson/{name}": value for name, value in found.items()}, "lesson_s": time.perf_counter() - before}
+        learnt = self.quality.pupil.learn(lesson, batch.step, batch.rank, batch.world, options)
+
+        def ended() -> dict[str, float]:
+            found = {f"lesson/{name}": value for name, value in learnt().items()}
+            return {**found, "lesson_s": time.perf_counter() - before}
+
+        return ended
+
+    def end_lesson(self) -> None:
+        """Wait for the lesson of this step, if it has one that was not waited for."""
+        if self.lesson is not None:
+            before = time.perf_counter()
+            self.taught, self.lesson = self.lesson(), None
+            self.waited += time.perf_counter() - before
 
     def times(self) -> dict[str, float]:
-        """With what the lesson before this step came to."""
+        """With what the lesson of this step came to, for which a worker without unlabelled sources waits here."""
+        self.end_lesson()
         return {**super().times(), **self.taught}
+
+
+def require_same_part(quality: str, learns: Learns) -> None:
+    """Raise a ConfigurationError if the estimator is served by a pool that learns other weights."""
+    if not quality.startswith(POOL):
+        return
+    from energymt.pool.opening import learnt_part
+
+    found = learnt_part(quality.removeprefix(POOL))
+    if found != learns:
+        raise ConfigurationError(
+            f"dynamic.learns is {learns}, and {quality} was started with learns={found}: leave dynamic.learns out, or "
+            f"start the pool again with `--set learns={learns}`."
+        )
 
 
 TRAINABLE = QeEbm

@@ -20,7 +20,7 @@ from torch import Tensor
 from energymt.decoding.inference import without_dropout
 from energymt.decoding.sampling import sample_log_probs
 from energymt.folders import write_atomically
-from energymt.policy import leave_one_out, reinforce_loss
+from energymt.policy import leave_one_out, reinforce_loss, with_mean
 from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
 from energymt.semisupervised import SemiSupervised, SemiSupervisedConfig
 from energymt.teacher_forcing import teacher_forced
@@ -84,7 +84,8 @@ class Reinforce(SemiSupervised):
             advantage_R = self.options.reward_scale * self.advantages(-energy_R, scored_R)
             count = float(len(rows_R))
             loss = reinforce_loss(logp_RU, mask_RU, advantage_R)
-            return [Term(self.TERM, loss, count), Term("reward", -energy_R.sum(), count, weight=0.0)]
+            reward = with_mean(-energy_R, scored_R).sum()
+            return [Term(self.TERM, loss, count), Term("reward", reward, count, weight=0.0)]
 
         return self.later(terms)
 

@@ -49,6 +49,16 @@ class Ahead(Generic[T]):
 
     def work(self) -> None:
         """Draw while one micro-batch of this step waits."""
-        for _ in range(min(self.share, len(self.undrawn))):
+        self._draw(min(self.share, len(self.undrawn)))
+
+    def end(self) -> None:
+        """Draw what is left, before the weights of this step are others.
+
+        Which worker waits, and how often, must not say by which weights a sample is drawn.
+        """
+        self._draw(len(self.undrawn))
+
+    def _draw(self, count: int) -> None:
+        for _ in range(count):
             assert self.next is not None
             self.drawn.append(self.draw(self.undrawn.popleft(), self.next.step))

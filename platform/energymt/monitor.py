@@ -23,6 +23,8 @@ from energymt.decoding.sampling import possible
 from energymt.energies import QualityEnergy
 from energymt.losses import with_end
 from energymt.metrics.alarms import PREFIX, AlarmConfig, alarms
+from energymt.metrics.detectors import FOOLED
+from energymt.metrics.gaming import run_probes
 from energymt.metrics.indicators import indicators
 from energymt.models import AutoregressiveModel
 from energymt.models.loading import AnyTranslator
@@ -32,6 +34,7 @@ from energymt.records import Prediction, Source
 logger = logging.getLogger(__name__)
 
 SENTENCES = 256  # of dev that soft scores and divergences are taken of
+PROBED, TOLD_APART = 128, 50  # sentences that an estimator is probed with, and the fewest of a kind that say anything
 LOGITS = 1 << 24  # numbers in a tensor [B, U, V] of them
 ENTROPY, DIVERGENCE, SOFT, STOP = "dev/entropy", "dev/kl_to_start", "dev/quality_soft", "dev/stop"
 
@@ -59,6 +62,7 @@ class Monitor:
     config: AlarmConfig
     stops: bool
     history: list[dict[str, float]] = field(default_factory=list)
+    probed: dict[str, float] = field(default_factory=dict)  # of an estimator that does not change
 
     def look(self, outputs: Sequence[Translation], known: Mapping[str, float]) -> dict[str, float]:
         """Dev values beside those that are known, alarms among them; the history is one longer from then on.
@@ -86,6 +90,9 @@ class Monitor:
             score=self.judges["quality"],
         )
         values |= {f"{PREFIX}{name}": value for name, value in signs.items()}
+        if not self.probed or "quality_frozen" in self.judges:
+            self.probed = self._probe(sources, references)
+        values |= self.probed
         self.history.append({**known, **values})
         raised = alarms(self.history, self.config)
         for alarm in raised:
@@ -95,6 +102,16 @@ class Monitor:
         if raised and self.stops:
             values[STOP] = 1.0  # see `training.Trainable.evaluate`
         return values
+
+    def _probe(self, sources: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """Shares of sentences whose wrong translation is liked as well as the right one: by kind, and the highest."""
+        found = run_probes(self.judges["quality"], sources[:PROBED], references[:PROBED])
+        losses = {
+            f"{FOOLED}/{result.name.replace(' ', '_')}": 1.0 - result.wins.value
+            for result in found
+            if result.sentences >= TOLD_APART
+        }
+        return {**losses, FOOLED: max(losses.values())} if losses else {}
 
     def _distance(self, ids: Sequence[Sequence[int]], scores_N: NDArray[np.float64]) -> dict[str, float]:
         """Entropy and divergence from the start in nats per token, and the score of the soft tokens.

@@ -64,7 +64,7 @@ def optimise(
     if isinstance(step, Mixture):
         # What a method trains beside the translator (a value head) does not count in the weights.
         counted = [not name.startswith(HEADS) for name, p in model.named_parameters() if p.requires_grad]
-        metrics |= _mix(step, gradients, parameters, counted, metrics)
+        metrics |= _mix(step, gradients, parameters, counted, metrics, fabric)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm).item()
     if not math.isfinite(norm):
         raise DivergenceError(f"The gradient is not finite at step {number + 1}: {_advice(number)}")
@@ -136,12 +136,14 @@ def _mix(
     parameters: list[nn.Parameter],
     counted: list[bool],
     means: dict[str, float],
+    fabric: Fabric,
 ) -> dict[str, float]:
     """Put the weighted sum of the parts' gradients in place; returns norms, cosines and weights for the log."""
     sides = [list(compress(found, counted)) for found in gradients]
     products = [[_product(first, second) for second in sides] for first in sides]
     gram_PP = torch.tensor(products, dtype=torch.float64)
-    weights = step.weigh(gram_PP, means)
+    with fabric.autocast():  # a method may have something left to compute by the weights that the step began with
+        weights = step.weigh(gram_PP, means)
     for place, parameter in enumerate(parameters):
         for weight, found in zip(weights, gradients, strict=True):
             share = found[place]

@@ -42,6 +42,12 @@ def token_log_probs(logits_RUV: Tensor | Projection, target_RU: Tensor, mask_RU:
     return _TokenLogProbs.apply(logits_RUV, target_RU, mask_RU)  # type: ignore[no-untyped-call]
 
 
+def with_mean(reward_R: Tensor, valid_R: Tensor) -> Tensor:
+    """Rewards, [R], with the mean of the others where there is none; 0 where there is none at all."""
+    mean = reward_R.masked_fill(~valid_R, 0.0).sum() / valid_R.sum().clamp(min=1)
+    return torch.where(valid_R, reward_R, mean)
+
+
 def leave_one_out(reward_GK: Tensor, valid_GK: Tensor | None = None) -> Tensor:
     """r_k − the mean of the source's other rewards, [G, K]: a baseline that leaves REINFORCE unbiased.
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from energymt.configuration import ModelConfig, TrainingConfig
 from energymt.data.batching import EncodedCorpus, StepPlan, encode_corpus
-from energymt.data.corpus import Corpus, read_corpus
+from energymt.data.corpus import Corpus, DataConfig, read_corpus
 from energymt.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, require_same
 from energymt.errors import ConfigurationError
 from energymt.models import TranslationModel, load_translator, make_translator
@@ -103,7 +103,7 @@ def _adapt(model: TranslationModel, config: ModelConfig) -> None:
 def require_room(
     encoded: EncodedCorpus,
     config: TrainingConfig,
-    part: Literal["train", "dev"],
+    part: Literal["train", "dev", "unlabelled"],
     network: TranslationModel,
     name: str | None = None,
 ) -> None:
@@ -118,7 +118,7 @@ def require_room(
     """
     if network.longest is None:
         return
-    limits = config.train if part == "train" else config.dev
+    limits: DataConfig = getattr(config, part)
     grow = ", or raise model.changes.longest" if name is None and config.model.init is None else ""
     # The limits count the end token on both sides, `longest` that of the source alone.
     for side, limit, found, room in (

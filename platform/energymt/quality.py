@@ -6,6 +6,7 @@ An address is a folder of an estimator, or `pool:NAME` for a pool that is up. Wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,9 @@ POOL = "pool:"
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
 """(sources, translations, references) -> scores, higher is better."""
 
+Learnt = Callable[[], dict[str, float]]
+"""Waits for a lesson that has begun; gives what to log."""
+
 LEARNER_FOLDER = "learner"
 
 
@@ -35,8 +39,8 @@ class Pupil(Protocol):
         """Start from the estimator as it was: a run that goes on from no checkpoint."""
         ...
 
-    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
-        """Take one step with all the parts of a lesson; what to log."""
+    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> Learnt:
+        """Begin one step with all the parts of a lesson; before it has been waited for nothing may be asked."""
         ...
 
     def save_state(self, folder: Path) -> None:
@@ -149,7 +153,7 @@ class _Own:
     def begin(self) -> None:
         """It was loaded a moment ago."""
 
-    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
+    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> Learnt:
         from energymt.pool.lessons import combine, gradient_to_wire
 
         if parts > 1:
@@ -162,7 +166,7 @@ class _Own:
         version = self.learner.version + 1
         self.learner.prepare(version, torch.from_numpy(mean).to(lesson.log_probs_C.device), options, {"step": step})
         self.learner.activate(version)
-        return metrics
+        return lambda: metrics
 
     def save_state(self, folder: Path) -> None:
         from energymt.pool.lessons import save_state, to_wire
@@ -183,15 +187,21 @@ class _Pooled:
 
     def __init__(self, name: str, estimator: Any, learner: Any) -> None:
         self.name, self.estimator, self.learner = name, estimator, learner
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="lesson")  # the caller computes while the pool learns
 
     def begin(self) -> None:
         """A run of this name may have taught the pool before. Every worker asks before it gives its first part."""
         self.estimator.version = self.learner.restore(None)
 
-    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> dict[str, float]:
-        reply = self.learner.learn(lesson, step, part=part, parts=parts, options=options)
-        self.estimator.version = reply.version
-        return dict(reply.metrics)
+    def learn(self, lesson: Lesson, step: int, part: int, parts: int, options: LessonOptions) -> Learnt:
+        begun = self.thread.submit(self.learner.learn, lesson, step, part=part, parts=parts, options=options)
+
+        def learnt() -> dict[str, float]:
+            reply = begun.result()
+            self.estimator.version = reply.version
+            return dict(reply.metrics)
+
+        return learnt
 
     def save_state(self, folder: Path) -> None:
         from energymt.pool.lessons import save_state

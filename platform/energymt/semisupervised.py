@@ -138,7 +138,7 @@ class SemiSupervised:
             )
         self.model = model
         corpus, unlabelled = read_unlabelled(config, self.text)
-        require_room(unlabelled, config, "train", model)
+        require_room(unlabelled, config, "train" if config.unlabelled is None else "unlabelled", model)
         self.device = choose_device(config.device)
         self.quality = open_quality(
             config.quality, self.device, run=config.run_name or "", learns=learns, deterministic=config.deterministic
@@ -175,8 +175,16 @@ class SemiSupervised:
         labelled = Step(("nll",), batch.micro_batches, self.labelled_losses, self.labelled_counts)
 
         def weigh(gram_PP: Tensor, means: Mapping[str, float]) -> list[float]:
+            if self.ahead is not None:
+                self.ahead.end()
             gram_PP = gram_PP.flip(0, 1)  # here the labelled part comes first
             losses = (means.get("nll", 0.0), 1.0 + means.get(self.TERM, 0.0))
+            if self.config.balance.kind == "gradnorm" and losses[1] <= 0:
+                raise ConfigurationError(
+                    f"balance.kind is gradnorm, which compares losses, and 1 − score is {losses[1]:.3g} at step "
+                    f"{batch.step + 1}: the scores of {self.config.quality} are not those between 0 and 1 that it is "
+                    f"for. Use ratio or projection."
+                )
             weights = self.balance.weigh(gram_PP, batch.step, losses)
             self.note(means)
             norms = gram_PP.diagonal().sqrt().tolist()

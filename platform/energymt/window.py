@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+
+NORM = "train/norm_"  # of the norms of a mixture's parts
 
 
 class Window:
-    """Means of the values since the last line of the log, and target tokens a second."""
+    """Means of the values since the last line of the log, and target tokens a second.
+
+    Of the norm of each part's gradient also the standard deviation over the steps (`..._spread`), divided by the mean.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -29,6 +35,9 @@ class Window:
         """Means, then start again."""
         tokens = sum(self.values.pop("time/tokens", []))
         means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        for name, values in self.values.items():
+            if name.startswith(NORM) and len(values) > 1 and means[name] > 0:
+                means[f"{name}_spread"] = statistics.stdev(values) / means[name]
         means["time/tokens_per_s"] = tokens / max(self.seconds, 1e-9)
         self.values, self.seconds = {}, 0.0
         return means

@@ -167,11 +167,34 @@ def test_a_fall_in_one_step_is_a_fall():
     assert raised(scorers([0.7, 0.8, 0.8, 0.8], [50, 44, 44.2, 44.1])) == ["two_scorers"]
 
 
-def test_the_judge_decides_where_there_is_one():
+def test_every_other_scorer_counts():
+    """A judge that learnt what the trained one learnt is misled with it; references are not."""
     better, worse = [50, 51, 52, 53], [50, 49, 48, 47]
-    for judge, overlap, found in ((better, worse, []), (worse, better, ["two_scorers"])):
+    for judge, overlap, falls in ((better, better, None), (better, worse, "dev/chrf"), (worse, better, "dev/judge")):
         history = scorers([0.7, 0.8, 0.9, 1.0], judge, "dev/judge")
-        assert raised([{**row, "dev/chrf": value} for row, value in zip(history, overlap, strict=True)]) == found
+        found = alarms([{**row, "dev/chrf": v} for row, v in zip(history, overlap, strict=True)], CONFIG)
+        assert [alarm.detector for alarm in found] == ([] if falls is None else ["two_scorers"])
+        assert falls is None or f"while {falls} fell" in found[0].sentence
+
+
+def test_an_estimator_that_learns_is_also_watched_as_it_was():
+    """Its own scores may go anywhere; the translator may still cheat what it was taught by at first."""
+    history = scorers([0.4, -1.0, -3.0, -4.7], [50, 49, 48, 47])
+    assert raised(history) == []
+    frozen = [{**row, "dev/quality_frozen": value} for row, value in zip(history, [0.4, 0.5, 0.6, 0.7], strict=True)]
+    [alarm] = alarms(frozen, CONFIG)
+    assert alarm.detector == "two_scorers" and alarm.sentence.startswith("dev/quality_frozen rose by 0.3")
+
+
+def test_an_estimator_that_cannot_tell_right_from_wrong():
+    sound = {**START, "gaming/fooled": 0.3, "gaming/fooled/empty": 0.1, "gaming/fooled/said_twice": 0.3}
+    holed = {**sound, "gaming/fooled": 0.6, "gaming/fooled/empty": 0.6}
+    assert raised([sound]) == []
+    [alarm] = alarms([holed], CONFIG)
+    assert alarm.detector == "fooled" and alarm.since == 0 and alarm.sentence.startswith("gaming/fooled/empty is 0.6")
+    assert [alarm.since for alarm in alarms([sound, holed, holed], CONFIG)] == [1]
+    assert raised([holed, sound]) == []
+    assert raised([holed], CONFIG.model_copy(update={"fooled": 0.7})) == []
 
 
 def test_neither_overfitting_nor_a_plateau_is_gaming():

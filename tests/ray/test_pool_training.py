@@ -113,6 +113,12 @@ def test_two_workers_and_a_pool_train_as_one_process(kind: str, pools: None, wor
     )
 
 
+def test_another_part_than_the_pool_learns_is_refused(pools: None, world: Path) -> None:
+    settings = {"quality": "pool:school", "run_name": "other", "dynamic": {**DYNAMIC, "learns": "lora"}}
+    with pytest.raises(ConfigurationError, match=r"^dynamic.learns is lora, and pool:school was started with learns="):
+        toy.make("qe_ebm", toy.config("qe_ebm", world, **settings))
+
+
 def test_a_pool_that_learns_is_not_asked_as_if_it_stood_still(pools: None, world: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"The pool school learns \(learns=head\), so that what it"):
         toy.make("reinforce", toy.config("reinforce", world, quality="pool:school"))

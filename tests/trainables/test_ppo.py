@@ -46,6 +46,14 @@ def named(terms: list[Term]) -> dict[str, Term]:
     return {term.name: term for term in terms}
 
 
+def begun(trainable: Ppo) -> tuple[dict[str, Term], Rollout]:
+    """The terms of the first inner step, and what it leaves for the others."""
+    rollouts: list[Rollout] = []
+    found = trainable.first_losses(batch_of(trainable), STEP, rollouts)
+    assert isinstance(found, list)
+    return named(found), rollouts[0]
+
+
 def gradient(trainable: Ppo, loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
     weights = [weight for weight in trainable.model.parameters() if weight.requires_grad]
     return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
@@ -67,8 +75,7 @@ def log_probs(model: Any, rollout: Rollout) -> list[torch.Tensor]:
 
 def test_the_first_inner_step_is_the_policy_gradient(folder: Path) -> None:
     trainable = made(folder)
-    rollout = trainable.rollout(batch_of(trainable), STEP)
-    terms = named(trainable.losses(rollout)[0])
+    terms, rollout = begun(trainable)
     advantage_R = group_advantage(rollout.reward_R.view(-1, SAMPLES)).flatten()
     policy = -sum(a * logp.sum() for a, logp in zip(advantage_R, log_probs(trainable.model, rollout), strict=True))
     for ours, theirs in zip(gradient(trainable, terms["surrogate"].sum), gradient(trainable, policy), strict=True):
@@ -80,13 +87,11 @@ def test_the_first_inner_step_is_the_policy_gradient(folder: Path) -> None:
 
 def test_later_inner_steps_are_clipped_against_the_first(folder: Path) -> None:
     trainable = made(folder, clip=0.1)
-    _, rollout = trainable.losses(trainable.rollout(batch_of(trainable), STEP))
+    _, rollout = begun(trainable)
     old = [logp.detach() for logp in log_probs(trainable.model, rollout)]
     start = [logp.detach() for logp in log_probs(trainable.start, rollout)]
     shaken(trainable)
-    found, again = trainable.losses(rollout)
-    terms, now = named(found), log_probs(trainable.model, rollout)
-    assert again.old_logp_RU is rollout.old_logp_RU
+    terms, now = named(trainable.losses(rollout, trainable.say(rollout.drawn))), log_probs(trainable.model, rollout)
     advantage_R = group_advantage(rollout.reward_R.view(-1, SAMPLES)).flatten().tolist()
     surrogate = kl = 0.0
     held = 0
@@ -113,16 +118,15 @@ def test_a_value_head_is_what_advantages_are_taken_against(folder: Path) -> None
     trainable = made(folder, advantage="value", trace=1.0)
     with torch.no_grad():
         trainable.model.heads["value"].bias.fill_(0.25)
-    rollout = trainable.rollout(batch_of(trainable), STEP)
-    terms, rollout = trainable.losses(rollout)
+    terms, rollout = begun(trainable)
     wanted = value = 0.0
     for reward, logp in zip(rollout.reward_R.tolist(), log_probs(trainable.model, rollout), strict=True):
         wanted -= (reward - 0.25) * len(logp)
         value += 0.5 * (reward - 0.25) ** 2 * len(logp)
-    assert named(terms)["surrogate"].sum.item() == pytest.approx(wanted, rel=1e-5)
-    assert named(terms)["value"].sum.item() == pytest.approx(value, rel=1e-5)
-    assert named(terms)["value"].weight == 0.1
-    assert trainable.terms == tuple(named(terms))
+    assert terms["surrogate"].sum.item() == pytest.approx(wanted, rel=1e-5)
+    assert terms["value"].sum.item() == pytest.approx(value, rel=1e-5)
+    assert terms["value"].weight == 0.1
+    assert trainable.terms == tuple(terms)
 
 
 def test_a_batch_gives_its_inner_steps_on_one_set_of_samples(folder: Path) -> None:
@@ -134,6 +138,7 @@ def test_a_batch_gives_its_inner_steps_on_one_set_of_samples(folder: Path) -> No
     reports = toy.train(trainable, [batch])
     assert len(reports) == 3 and len(drawn) == len(batch.unlabelled)
     assert len({report["train/reward"] for report in reports}) == 1
+    assert ["train/draw_s" in report for report in reports] == [True, False, False]  # means are those of a batch
     assert reports[0]["train/kl"] == pytest.approx(0.0, abs=1e-6)
     assert 0 < reports[1]["train/kl"] < reports[2]["train/kl"]
 

@@ -1,5 +1,6 @@
 """QE-EBM: the loss is the score of relaxed samples; the estimator learns gold from samples; no logits are dense."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,33 @@ def test_when_the_estimator_learns(folder: Path) -> None:
     reports = toy.train(trainable, [next(batches) for _ in range(6)])
     assert ["train/lesson/loss" in report for report in reports] == [False, False, True, False, True, False]
     assert trainable.quality.pupil.learner.version == 2
+
+
+def test_the_estimator_answers_when_it_has_had_its_lesson(folder: Path) -> None:
+    """Also where no source of the step waits for its answer."""
+    trainable = made(folder, double=False, dynamic={"sentences": 2})
+    own, told = trainable.quality.pupil.learn, list[str]()
+
+    def learn(*given: Any) -> Any:
+        learnt = own(*given)
+        told.append("begins")
+        return lambda: (told.append("learnt"), learnt())[1]
+
+    def begin(*given: Any) -> Any:
+        told.append("asked")
+        return asked(*given)
+
+    asked, trainable.energy.begin = trainable.energy.begin, begin
+    trainable.quality.pupil.learn = learn
+    draw = trainable.draw
+    trainable.draw = lambda batch, step: (told.append("drawn"), draw(batch, step))[1]
+    batches = trainable.plan.iterate()
+    (report,) = toy.train(trainable, [next(batches)])
+    assert told[:4] == ["begins", "drawn", "learnt", "asked"] and told.count("learnt") == 1
+    assert report["train/lesson_s"] > 0 and "train/lesson/margin" in report
+    told.clear()
+    (report,) = toy.train(trainable, [replace(next(batches), unlabelled=())])
+    assert told == ["begins", "learnt"] and "train/lesson/margin" in report
 
 
 def test_static_has_no_lessons(folder: Path, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_samples_without_a_score_have_no_part_in_it(folder: Path, monkeypatch: p
     assert torch.isfinite(terms["reinforce"]) and terms["reinforce"].item() != whole["reinforce"]
     assert all(torch.isfinite(grad).all() for grad in gradient(trainable, terms["reinforce"]))
     assert trainable.times()["unscored"] == SAMPLES
+    scored = [sum(row) for row in plain(trainable, folder)[0][1:]]  # their mean stands for what has none
+    assert terms["reward"].item() == pytest.approx(sum(scored) * SENTENCES / (SENTENCES - 1), rel=1e-6)
 
 
 def test_a_step_without_unlabelled_sources_is_one_of_the_cross_entropy(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`samples_ahead`: the samples of a step come from the translator as it was one step ago, and nothing else changes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,22 @@ def test_steps_of_several_micro_batches(folder: Path, tmp_path: Path) -> None:
     assert len(watched.drawn) == len(watched.used)
     batches = {(step, tuple(batch.sentence_ids_B.tolist())) for step, batch, _ in watched.drawn}
     assert batches == {(step, tuple(drawn.batch.sentence_ids_B.tolist())) for step, drawn in watched.used}
+
+
+def test_a_worker_without_unlabelled_sources_draws_ahead_too(folder: Path) -> None:
+    """Else the weights that samples come from would depend on which worker a micro-batch falls to."""
+    watched = Watched(made("static", folder, checkpoint_every=100))
+    trainable = watched.trainable
+    batches = trainable.plan.iterate()
+    first, second = next(batches), next(batches)
+    before = {name: value.clone() for name, value in trainable.model.state_dict().items()}
+    toy.train(trainable, [replace(first, unlabelled=())])
+    assert [step for step, _, _ in watched.drawn] == [1] * len(second.unlabelled) and second.unlabelled
+    for _, _, weights in watched.drawn:
+        assert all(torch.equal(value, before[name]) for name, value in weights.items())
+    assert not all(torch.equal(value, before[name]) for name, value in trainable.model.state_dict().items())
+    toy.train(trainable, [second])
+    assert [step for step, _ in watched.used] == [1] * len(second.unlabelled)
 
 
 def test_ppo_takes_samples_of_its_own(folder: Path) -> None:

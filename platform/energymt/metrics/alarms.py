@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from energymt.metrics.detectors import (
     CHRF,
+    FOOLED,
     FROZEN,
     HELD_OUT,
     KL,
@@ -60,12 +61,14 @@ def alarms(history: Sequence[Values], config: AlarmConfig) -> list[Alarm]:
         for row in rows:
             if QUALITY in row and SOFT in row:
                 row[SOFT_GAP] = (row[SOFT] - row[QUALITY]) / spread
-    held_out = next((name for name in HELD_OUT if name in rows[-1]), HELD_OUT[0])
     start = _baseline(rows, config)
+    pairs = [(trained, held_out) for trained in (QUALITY, FROZEN) for held_out in HELD_OUT]
+    apart = [_diverged("two_scorers", *pair, rows, spread, config) for pair in pairs]
     found = [
         _not_finite(history),
-        _diverged("two_scorers", held_out, rows, spread, config),
-        _diverged("frozen_scorer", FROZEN, rows, spread, config),
+        next((alarm for alarm in apart if alarm is not None), None),
+        _diverged("frozen_scorer", QUALITY, FROZEN, rows, spread, config),
+        _fooled(rows, config),
     ]
     if start is not None:
         found += [_moved(name, watch, rows, start, getattr(config, name)) for name, watch in WATCHES.items()]
@@ -110,23 +113,42 @@ def _not_finite(history: Sequence[Values]) -> Alarm | None:
 
 
 def _diverged(
-    detector: str, held_out: str, rows: Sequence[Values], spread: float | None, config: AlarmConfig
+    detector: str, trained: str, held_out: str, rows: Sequence[Values], spread: float | None, config: AlarmConfig
 ) -> Alarm | None:
     """The trained score rises while another falls."""
-    both = [i for i, row in enumerate(rows) if QUALITY in row and held_out in row]
+    both = [i for i, row in enumerate(rows) if trained in row and held_out in row]
     if spread is None or not both or both[-1] != len(rows) - 1:
         return None
     best = max(both, key=lambda i: (rows[i][held_out], i))
     below = [i for i in both if i > best]
-    rise = rows[-1][QUALITY] - rows[best][QUALITY]
+    rise = rows[-1][trained] - rows[best][trained]
     if len(below) < config.scorers_fall or rise < config.scorers_rise * spread:
         return None
     return Alarm(
         detector,
         below[0],
-        f"{QUALITY}, which is trained, rose by {rise:.3g} ({rise / spread:.2g} standard deviations) since evaluation "
+        f"{trained} rose by {rise:.3g} ({rise / spread:.2g} standard deviations) since evaluation "
         f"{best}, while {held_out} fell from {rows[best][held_out]:.4g} to {rows[-1][held_out]:.4g} and has been lower "
         f"for {len(below)} evaluations: take the checkpoint of evaluation {best}, and give the energy less weight.",
+    )
+
+
+def _fooled(rows: Sequence[Values], config: AlarmConfig) -> Alarm | None:
+    """The estimator does not tell right translations from wrong ones of some kind."""
+    last = len(rows) - 1
+    if rows[last].get(FOOLED, 0.0) <= config.fooled:
+        return None
+    since = last
+    while since > 0 and rows[since - 1].get(FOOLED, 0.0) > config.fooled:
+        since -= 1
+    kinds = {name: value for name, value in rows[last].items() if name.startswith(f"{FOOLED}/")}
+    worst = max(kinds, key=lambda name: kinds[name], default=FOOLED)
+    return Alarm(
+        "fooled",
+        since,
+        f"{worst} is {rows[last][FOOLED]:.3g}: of so many sentences the estimator likes such a wrong translation as "
+        f"well as the right one, beyond its bound of {config.fooled:g} since evaluation {since}; teach it with such "
+        f"outputs as bad ones (`energymt data judge`), or use another.",
     )
 
 

@@ -14,7 +14,8 @@ PREFIX = "gaming/"  # of the indicators in the values of an evaluation
 QUALITY, SOFT, FROZEN, SPREAD = "dev/quality", "dev/quality_soft", "dev/quality_frozen", f"{PREFIX}quality_spread"
 SOFT_GAP = f"{SOFT} minus {QUALITY} in standard deviations"
 KL, CHRF = "dev/kl_to_start", "dev/chrf"
-HELD_OUT = ("dev/judge", CHRF, "dev/bleu")  # the first that is there
+HELD_OUT = ("dev/judge", CHRF, "dev/bleu")  # a judge of the same family may be misled as the trained one is
+FOOLED = f"{PREFIX}fooled"
 
 
 class AlarmConfig(Section):
@@ -32,10 +33,15 @@ class AlarmConfig(Section):
     """Before the chrF of any evaluation is as high as this there is no baseline: sentences of the right language that
     have nothing to do with their sources have about 16 on Multi30k."""
     scorers_rise: PositiveFloat = 0.25
-    """Two scorers: rise of the trained score since the evaluation where the held-out one was best, in standard
-    deviations of the sentence scores at the start; on 1,000 sentences this is five standard errors or more."""
+    """Two scorers: rise of the trained score (of one that learns also as it was at the start) since the evaluation
+    where a held-out one (judge, chrF, BLEU) was best, in standard deviations of the sentence scores at the start; on
+    1,000 sentences this is five standard errors or more."""
     scorers_fall: PositiveInt = 3
     """Two scorers: evaluations in a row in which the held-out score is below its best while the trained one rises."""
+    fooled: float = Field(default=0.45, gt=0)
+    """Highest share of wrong translations of one kind (`metrics.gaming`: empty, shuffled, copied, of another source)
+    that the estimator likes as well as the right one; 0.5 is chance. Asked at the start, and at every evaluation of an
+    estimator that learns."""
     soft_gap: PositiveFloat = 0.5
     """Highest lead of the score of soft tokens over that of the text, in standard deviations of the sentence scores."""
     kl_to_start: PositiveFloat = 1.0
