@@ -11,8 +11,9 @@ by references, by the estimator that trained (quality) and by one that did not (
 the other estimator is scored by the same two: there, `judge` is the one that trained. Intervals: 95 %, bootstrap over
 sentences, ends averaged over the seeds; differences to `supervised` (among the variants to QE-STATIC, of a pair to its
 start, of all to what `--against` names) are paired, seed by seed, or all to the one seed that there is. With `--last`
-the models are those of the last step, and not those that dev chose, which may be the start. The spread of g_U is that
-of the unlabelled gradient's norm between lines of the log, each a mean over some steps. What is not there is named.
+the models are those of the last step, and not those that dev chose, which may be the start. PPO takes several updates a
+step, and all is counted in updates. The spread of g_U is the standard deviation of the unlabelled gradient's norm over the
+steps between two lines of the log, divided by the mean there; lines averaged. What is not there is named.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import yaml
 
 from benchmarks.timing import machine
 from energymt.checkpoints import WEIGHTS
@@ -137,6 +139,12 @@ def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def updates(folder: Path) -> int:
+    """Of the translator in one step of a run."""
+    found: int = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("inner_steps", 1)
+    return found
+
+
 def best_on_dev(runs: list[Path], name: str) -> float:
     """The highest value on dev, mean over the runs that are there; NaN without any."""
     logs = [log_of(run) for run in runs if (run / "log.jsonl").is_file()]
@@ -145,23 +153,24 @@ def best_on_dev(runs: list[Path], name: str) -> float:
 
 
 def training(folders: list[Path], targets: dict[str, float]) -> str:
-    """Best by the judge on dev, steps to the targets, spread of the gradient's norm, seconds a step, waiting."""
+    """Best by the judge on dev, updates to the targets, spread of the gradient's norm, seconds an update, waiting."""
     norms, seconds, waits, best = [], [], [], []
     steps: dict[str, list[str]] = {name: [] for name in targets}
     for folder in folders:
-        rows = log_of(folder)
+        rows, per_step = log_of(folder), updates(folder)
         judged = max(rows, key=lambda row: row.get("dev/judge", -math.inf))
         if "dev/judge" in judged:
-            best.append(f"{judged['dev/judge']:.3f} ({judged['step']:.0f}, chrF {judged['dev/chrf']:.1f})")
+            at = judged["step"] * per_step
+            best.append(f"{judged['dev/judge']:.3f} ({at:.0f}, chrF {judged['dev/chrf']:.1f})")
         for name, target in targets.items():
             reached = [row["step"] for row in rows if row.get(name, -math.inf) >= target]
-            steps[name].append(str(int(min(reached))) if reached else "–")
-        unlabelled = [row["train/norm_unlabelled"] for row in rows if "train/norm_unlabelled" in row]
-        if len(unlabelled) > 1:
-            norms.append(statistics.stdev(unlabelled) / statistics.mean(unlabelled))
+            steps[name].append(str(int(min(reached)) * per_step) if reached else "–")
+        spreads = [row["train/norm_unlabelled_spread"] for row in rows if "train/norm_unlabelled_spread" in row]
+        if spreads:
+            norms.append(statistics.mean(spreads))
         timed = [row for row in rows if "time/run_s" in row]
-        seconds.append(timed[-1]["time/run_s"] / timed[-1]["step"])
-        waits.append(statistics.mean(row.get("train/wait_s", 0.0) for row in timed) / seconds[-1])
+        seconds.append(timed[-1]["time/run_s"] / (timed[-1]["step"] * per_step))
+        waits.append(statistics.mean(row.get("train/wait_s", 0.0) for row in timed) / (seconds[-1] * per_step))
     spread = f"{statistics.mean(norms):.2f}" if norms else "–"
     by_seed = " | ".join(" / ".join(found) for found in steps.values())
     judged_best = " / ".join(best) or "–"
@@ -247,8 +256,8 @@ def main() -> None:
         name: best_on_dev([what.root / f"{method}-{seed}" for seed in arguments.seeds], name)
         for name, method in sides.items()
     }
-    heads = [f"steps to {name} {targets[name]:.4g}, the best of {what.methods[m]}" for name, m in sides.items()]
-    print(f"\n| method | best by the judge on dev | {' | '.join(heads)} | spread of g_U | s a step | waiting % |")
+    heads = [f"updates to {name} {targets[name]:.4g}, the best of {what.methods[m]}" for name, m in sides.items()]
+    print(f"\n| method | best by the judge on dev | {' | '.join(heads)} | spread of g_U | s an update | waiting % |")
     print("| --- " * 7 + "|")
     for method, folders in logs.items():
         if folders:

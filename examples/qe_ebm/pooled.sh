@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The methods of run.sh for 300 steps with the estimator in a pool beside them, as on a cluster: what of a step is spent
-# waiting for it, also where samples are drawn one step ahead. run.sh comes first, with seed 1 (its start and estimators).
+# waiting for it; with the first seed also QE-STATIC with the estimator in process, and with samples drawn one step ahead.
+# run.sh comes first, with seed 1 (its start and estimators).
 #   ENERGYMT_DATA=/path/to/data examples/qe_ebm/pooled.sh [SEED]...      (about half an hour a seed on 2 cores)
 # It can be stopped and started again.
 set -euo pipefail
@@ -18,8 +19,10 @@ for seed in "${seeds[@]}"; do
     of=("${with[@]}" --set "seed=$seed")
     pooled=("${of[@]}" --set quality=pool:multi30k)
     energymt train qe_ebm "${pooled[@]}" --name "qe_ebm/pooled-static-$seed"
-    energymt train qe_ebm "${pooled[@]}" --set samples_ahead=true --name "qe_ebm/pooled-ahead-$seed"
-    energymt train qe_ebm "${of[@]}" --name "qe_ebm/pooled-local-$seed"
+    if [[ "$seed" == "${seeds[0]}" ]]; then
+        energymt train qe_ebm "${pooled[@]}" --set samples_ahead=true --name "qe_ebm/pooled-ahead-$seed"
+        energymt train qe_ebm "${of[@]}" --name "qe_ebm/pooled-local-$seed"
+    fi
     energymt train reinforce "${pooled[@]}" --name "qe_ebm/pooled-reinforce-$seed"
     energymt train ppo "${pooled[@]}" --set steps=150 --set evaluate_every=25 --name "qe_ebm/pooled-ppo-$seed"
     energymt train qe_ebm "${of[@]}" --set quality=pool:multi30k-pupil --set "run_name=pooled-dynamic-$seed" \
