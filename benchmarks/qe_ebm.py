@@ -12,8 +12,8 @@ the other estimator is scored by the same two: there, `judge` is the one that tr
 sentences, ends averaged over the seeds; differences to `supervised` (among the variants to QE-STATIC, of a pair to its
 start, of all to what `--against` names) are paired, seed by seed, or all to the one seed that there is. With `--last`
 the models are those of the last step, and not those that dev chose, which may be the start. PPO takes several updates a
-step, and all is counted in updates. The spread of g_U is the standard deviation of the unlabelled gradient's norm over the
-steps between two lines of the log, divided by the mean there; lines averaged. What is not there is named.
+step, and all is counted in updates. The spread of g_U is the standard deviation of the unlabelled gradient's norm over
+the steps between two lines of the log, divided by the mean there; lines averaged. What is not there is named.
 """
 
 from __future__ import annotations
