@@ -16,7 +16,9 @@ from energymt.metrics.detectors import (
     FOOLED,
     FROZEN,
     HELD_OUT,
+    JUDGE,
     KL,
+    OVERLAP,
     PREFIX,
     QUALITY,
     SOFT,
@@ -62,7 +64,8 @@ def alarms(history: Sequence[Values], config: AlarmConfig) -> list[Alarm]:
             if QUALITY in row and SOFT in row:
                 row[SOFT_GAP] = (row[SOFT] - row[QUALITY]) / spread
     start = _baseline(rows, config)
-    pairs = [(trained, held_out) for trained in (QUALITY, FROZEN) for held_out in HELD_OUT]
+    overlap = next((name for name in OVERLAP if name in rows[-1]), OVERLAP[0])
+    pairs = [(trained, held_out) for trained in (QUALITY, FROZEN) for held_out in (JUDGE, overlap)]
     apart = [_diverged("two_scorers", *pair, rows, spread, config) for pair in pairs]
     found = [
         _not_finite(history),

@@ -14,7 +14,9 @@ PREFIX = "gaming/"  # of the indicators in the values of an evaluation
 QUALITY, SOFT, FROZEN, SPREAD = "dev/quality", "dev/quality_soft", "dev/quality_frozen", f"{PREFIX}quality_spread"
 SOFT_GAP = f"{SOFT} minus {QUALITY} in standard deviations"
 KL, CHRF = "dev/kl_to_start", "dev/chrf"
-HELD_OUT = ("dev/judge", CHRF, "dev/bleu")  # a judge of the same family may be misled as the trained one is
+JUDGE = "dev/judge"  # of the same family, and so misled with it
+OVERLAP = (CHRF, "dev/bleu")  # the first that is there
+HELD_OUT = (JUDGE, *OVERLAP)
 FOOLED = f"{PREFIX}fooled"
 
 
@@ -34,7 +36,7 @@ class AlarmConfig(Section):
     have nothing to do with their sources have about 16 on Multi30k."""
     scorers_rise: PositiveFloat = 0.25
     """Two scorers: rise of the trained score (of one that learns also as it was at the start) since the evaluation
-    where a held-out one (judge, chrF, BLEU) was best, in standard deviations of the sentence scores at the start; on
+    where a held-out one (the judge, or chrF) was best, in standard deviations of the sentence scores at the start; on
     1,000 sentences this is five standard errors or more."""
     scorers_fall: PositiveInt = 3
     """Two scorers: evaluations in a row in which the held-out score is below its best while the trained one rises."""
