@@ -8,7 +8,8 @@ Prints Markdown, in each cell the mean over worlds and the range:
 
     bias     norm of (mean gradient − exact gradient), in norms of the exact gradient of Σ_y p(y) E(y)
     cosine   of the mean gradient with the exact one
-    noise    standard deviation of the mean of K = 5 samples, in the same norms; REINFORCE with leave-one-out
+    noise    standard deviation of the mean of K = 5 samples, in the same norms; REINFORCE, also that of the end alone,
+             with leave-one-out
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 
 from energymt.operators import OPERATORS
+from energymt.policy import leave_one_out
 from tests.enumerated import World
 
 K = 5
-GROUPS = 1000  # of K samples, for the noise of REINFORCE
+GROUPS = 1000  # of K samples, for the noise of what has a baseline
 
 
 class Setting(NamedTuple):
@@ -61,13 +63,18 @@ def qe_ebm(world: World, exact: Tensor, feed: str, sampled: bool, draws: int, en
 
 
 def with_ending(world: World, exact: Tensor, feed: str, sampled: bool, draws: int) -> Row:
-    """The words by the relaxed energy, the end by REINFORCE on its decisions, against the exact mean as baseline."""
-    advantage_Y = world.energy_Y - (world.probs_Y * world.energy_Y).sum()
-    ends_YX = (advantage_Y[:, None, None] * world.stops()).flatten(1)
-    grad_NYX = world.relaxed(feed, sampled, draws, False)[1].flatten(2) + ends_YX
-    mean_X = world.mean(grad_NYX.mean(0))
-    variance = world.mean((grad_NYX - mean_X).square().sum(-1).mean(0)).item()
-    return row_of(mean_X, exact, variance / K, 0.0)
+    """The words by the relaxed energy, the decisions to stop by REINFORCE on it (`ending: reinforce` of `qe_ebm`)."""
+    energy_NY, grad_NYPA = world.relaxed(feed, sampled, draws, False)
+    words_NYX, stops_YX = grad_NYPA.flatten(2), world.stops().flatten(1)
+    # In the mean over samples the others of a group, which are the baseline, say nothing.
+    grad_NYX = words_NYX + energy_NY.unsqueeze(-1) * stops_YX
+    mean_NX = torch.stack([world.mean(grad_YX) for grad_YX in grad_NYX])
+    error = 0.0 if draws == 1 else (mean_NX.std(0).norm() / draws**0.5).item()
+    sentence_GK = world.sample(GROUPS, K)
+    draw_GK = torch.randint(draws, sentence_GK.shape, generator=torch.Generator().manual_seed(0))
+    advantage_GK1 = leave_one_out(-energy_NY[draw_GK, sentence_GK]).unsqueeze(-1)
+    grad_GX = (words_NYX[draw_GK, sentence_GK] - advantage_GK1 * stops_YX[sentence_GK]).mean(1)
+    return row_of(mean_NX.mean(0), exact, grad_GX.var(0).sum().item(), error)
 
 
 def reinforce(world: World, exact: Tensor) -> Row:

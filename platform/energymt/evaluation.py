@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 
 from energymt.data.batching import pad
 from energymt.data.corpus import Corpus
-from energymt.data.vocabulary import require_same
-from energymt.decoding.translate import DecodingOptions, Translator
+from energymt.data.vocabulary import Vocabulary, require_same
+from energymt.decoding.console import open_translator
+from energymt.decoding.translate import DecodingOptions
 from energymt.devices import choose_device
 from energymt.energies import AutoregressiveEnergy
 from energymt.errors import ConfigurationError
@@ -88,11 +90,20 @@ def evaluate_models(
     energy: str | None = None,
     oracle_lengths: bool = False,
     judges: Sequence[str] = (),
+    rerank: str | None = None,
 ) -> Evaluation:
-    """Translate and score `corpus` by one or two models; `judges` are addresses of estimators that score them, too."""
+    """Translate and score `corpus` by one or two models; `judges` are addresses of estimators that score them, too.
+
+    Samples and `rerank`, the address of what picks among the candidates, are for the first model alone: the second one
+    searches and gives what it finds best, so that a model can be compared with itself.
+    """
     teacher = load_teacher(energy) if energy is not None else None
     opened = {f"{JUDGED} {address}": open_judge(address, choose_device("auto")) for address in judges}
-    systems = [evaluate_model(address, corpus, options, teacher, oracle_lengths, opened) for address in addresses]
+    plain = options.model_copy(update={"samples": None})
+    systems = [
+        evaluate_model(address, corpus, own, teacher, oracle_lengths, opened, chooser)
+        for address, (own, chooser) in zip(addresses, [(options, rerank), (plain, None)], strict=False)
+    ]
     comparisons = {}
     if len(systems) == 2:
         first, second = systems
@@ -107,16 +118,21 @@ def evaluate_model(
     teacher: AutoregressiveModel | None = None,
     oracle_lengths: bool = False,
     judges: Mapping[str, Judge] | None = None,
+    rerank: str | None = None,
 ) -> System:
-    """Translate a test set by one model and score it, also by a teacher's energy and by judges, if there are any."""
+    """Translate a test set by one model and score it, also by a teacher's energy and by judges, if there are any.
+
+    `rerank` is the address of a teacher, estimator or pool that picks among the candidates, as in `energymt translate`.
+    """
     assert corpus.target is not None
-    model = load_translator(fetch(address))
-    words = model.vocabulary
-    reference_ids = [words.encode(text) for text in corpus.target]
-    lengths = [max(1, len(ids)) for ids in reference_ids] if oracle_lengths else None
-    start = time.perf_counter()
-    candidates = Translator(model, options).translate(corpus.source, lengths, corpus.prefixes)
-    seconds = time.perf_counter() - start
+    with ExitStack() as held:
+        translator = open_translator(fetch(address), options, held, rerank=rerank, engine="torch", precision="fp32")
+        words = translator.model.vocabulary
+        reference_ids = [words.encode(text) for text in corpus.target]
+        lengths = [max(1, len(ids)) for ids in reference_ids] if oracle_lengths else None
+        start = time.perf_counter()
+        candidates = translator.translate(corpus.source, lengths, corpus.prefixes)
+        seconds = time.perf_counter() - start
     found = [best for best, *_ in candidates]
     hypotheses = [hypothesis for _, hypothesis in found]
     values: dict[str, list[float]] = {}
@@ -126,12 +142,20 @@ def evaluate_model(
     outputs, references = [text for text, _ in found], [words.as_plain_text(text) for text in corpus.target]
     sources = [words.as_plain_text(text) for text in corpus.source]
     values |= {name: list(judge(sources, outputs, references)) for name, judge in (judges or {}).items()}
-    scores, rows = _scores(model, corpus, outputs, references, hypotheses, reference_ids, values)
-    return System(address, outputs, scores, rows, {key: interval(value) for key, value in rows.items()}, seconds)
+    scores, rows = _scores(words, corpus, outputs, references, hypotheses, reference_ids, values)
+    name = _name(address, options, rerank)
+    return System(name, outputs, scores, rows, {key: interval(value) for key, value in rows.items()}, seconds)
+
+
+def _name(address: str, options: DecodingOptions, rerank: str | None) -> str:
+    """Of a system: a model may stand beside itself, decoded in another way."""
+    drawn = [] if options.samples is None else [f"{options.samples:,} samples (seed {options.seed})"]
+    chosen = [] if rerank is None else [f"re-ranked by {rerank}"]
+    return ", ".join([address, *drawn, *chosen])
 
 
 def _scores(
-    model: Any,
+    words: Vocabulary,
     corpus: Corpus,
     outputs: list[str],
     references: list[str],
@@ -147,7 +171,7 @@ def _scores(
         values=values,
         tokenize="none" if corpus.segmented else "13a",
     )
-    return report(rows, [len(model.vocabulary.encode_source(text)) for text in corpus.source]), rows
+    return report(rows, [len(words.encode_source(text)) for text in corpus.source]), rows
 
 
 def energies(teacher: AutoregressiveModel, sources: Sequence[str], targets: Sequence[Sequence[int]]) -> list[float]:

@@ -117,6 +117,42 @@ def test_judges_score_the_outputs_with_references_where_they_read_them(shared: P
         assert f"judged by {address}  {value:9.3f}" in done.out
 
 
+def test_what_re_ranks_is_told_against_the_plain_output_of_the_same_model(shared: Path, tmp_path: Path) -> None:
+    judge = str(estimators.converted("kiwi"))
+    files = ("--json", str(tmp_path / "scores.json"))
+    chosen = ("--rerank", judge, "--beam", "3")
+    done = quick("evaluate", TEACHER, *DATA, *chosen, "--against", TEACHER, "--judge", judge, *files, folder=shared)
+    assert (done.code, done.err) == (0, "")
+    found = json.loads((tmp_path / "scores.json").read_text("utf-8"))
+    stdin = (shared / "test.source").read_text("utf-8")
+    outputs = [
+        quick("translate", TEACHER, *options, folder=shared, stdin=stdin).out.splitlines()
+        for options in (chosen, ("--beam", "3"))
+    ]
+    assert [system["outputs"] for system in found["systems"]] == outputs and outputs[0] != outputs[1]
+    assert [system["model"] for system in found["systems"]] == [f"{TEACHER}, re-ranked by {judge}", TEACHER]
+    means = [system[f"judged by {judge}"] for system in found["systems"]]
+    assert found["comparisons"][f"judged by {judge}"]["difference"] == pytest.approx(means[0] - means[1]) and (
+        means[0] > means[1]
+    )
+    assert f"{TEACHER}, re-ranked by {judge}  (24 sentences" in done.out
+
+
+def test_the_consensus_of_samples_is_scored_as_it_is_translated(shared: Path, tmp_path: Path) -> None:
+    judge = str(estimators.converted("regression"))
+    drawn = ("--samples", "4", "--seed", "3", "--rerank", judge)
+    files = ("--output", str(tmp_path / "translations"), "--json", str(tmp_path / "scores.json"))
+    done = quick("evaluate", TEACHER, *DATA, *drawn, "--against", TEACHER, "--beam", "1", *files, folder=shared)
+    assert (done.code, done.err) == (0, "")
+    stdin = (shared / "test.source").read_text("utf-8")
+    wanted = quick("translate", TEACHER, *drawn, folder=shared, stdin=stdin).out
+    assert (tmp_path / "translations").read_text("utf-8") == wanted
+    greedy = quick("translate", TEACHER, "--beam", "1", folder=shared, stdin=stdin).out
+    second = json.loads((tmp_path / "scores.json").read_text("utf-8"))["systems"][1]
+    assert second["outputs"] == greedy.splitlines() != wanted.splitlines()
+    assert f"{TEACHER}, 4 samples (seed 3), re-ranked by {judge}  (24" in done.out
+
+
 def test_oracle_lengths_are_those_of_the_references(shared: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     options = ("--iterations", "1", "--length-beam", "1", "--oracle-lengths", "--output", out)
@@ -152,6 +188,8 @@ def test_a_folder_that_is_missing_is_named_before_hours_of_work(option: str, sha
         (["evaluate", STUDENT, "--data", "test.source"], 2, ["test.source", "format"]),
         (["evaluate", STUDENT, *DATA, "--energy", STUDENT], 2, [STUDENT, "not autoregressive"]),
         (["evaluate", TEACHER, *DATA, "--oracle-lengths"], 2, ["autoregressive", "lengths"]),
+        (["evaluate", STUDENT, *DATA, "--rerank", STUDENT], 2, [STUDENT, "not autoregressive"]),
+        (["evaluate", STUDENT, *DATA, "--samples", "3"], 2, ["Samples", "autoregressive"]),
         (["score", STUDENT, "--source", "test.source", "--target", "test.target"], 2, [STUDENT, "not autoregressive"]),
         (["score", TEACHER, "--source", "test.source", "--target", "dev.target"], 4, ["24 lines", "12"]),
         (["score", TEACHER, "--source", "nowhere", "--target", "dev.target"], 4, ["nowhere does not exist"]),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from energymt.data.corpus import DataConfig, read_corpus
+from energymt.data.corpus import DataConfig, TextConfig, read_corpus
 from energymt.data.neighbours import load_neighbours
 from energymt.data.sentence_vectors import mean_states
 from energymt.data.vocabulary import SentencePieceVocabulary
@@ -57,6 +57,23 @@ def test_the_pairs_to_choose_from_may_be_a_share(folder: Path) -> None:
     kept = read_corpus(DataConfig(path=str(folder / "kept.tsv"), source="source", target="target"))
     assert (kept.source, kept.target) == (read_corpus(config).source, read_corpus(config).target)
     choose(folder, *COLUMNS, "--quantile", "1", "--share", "0").refuses(2, "--share is above 0", "not 0.")
+
+
+def plain(folder: Path) -> DataConfig:
+    """A pair of plain text files whose names tell nothing, as a run reads them."""
+    for name, column in (("train.de", 0), ("train.en", 1)):
+        (folder / name).write_text("".join(f"{pair[column]}\n" for pair in PAIRS), "utf-8")
+    paths = {"path": str(folder / "train.de"), "target_path": str(folder / "train.en")}
+    return DataConfig(**paths, format="text", rows=4, share=0.5, share_seed=3)
+
+
+def test_a_pair_of_plain_files_is_read_as_a_run_reads_it(folder: Path) -> None:
+    labelled = read_corpus(plain(folder))
+    text = ("--data", "train.de", "--target-path", "train.en", "--format", "text")
+    done = choose(folder, *text, "--rows", "4", "--share", "0.5", "--share-seed", "3", "--quantile", "1")
+    assert (done.code, done.err) == (0, "")
+    kept = read_corpus(DataConfig(path=str(folder / "kept.tsv"), source="source", target="target"))
+    assert (kept.source, kept.target) == (labelled.source, labelled.target) and len(kept) == 2
 
 
 def near(folder: Path, *options: str) -> Done:
@@ -192,6 +209,27 @@ def test_neighbours_of_a_share_of_the_pairs(folder: Path) -> None:
         own = unlabelled.source.index(text)
         order = np.argsort(-(vectors @ vectors[own])).tolist()
         assert rows == [row for row in order if row != own][:2]
+
+
+def test_neighbours_of_a_pair_of_plain_files(folder: Path) -> None:
+    config = plain(folder)
+    labelled = ("--labelled", "train.de", "--format", "text", "--rows", "4", "--share", "0.5", "--share-seed", "3")
+    unlabelled = ("--unlabelled", "train.de", "--unlabelled-format", "text", "--unlabelled-rows", "3")
+    done = near(folder, "model", *labelled, *unlabelled)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "near holds the 1 nearest of 3 sentences for each of 2.\n"
+    others = DataConfig(path=str(folder / "train.de"), format="text", rows=3)
+    assert len(load_neighbours(folder / "near", read_corpus(config), read_corpus(others, need_target=False))) == 2
+
+
+def test_neighbours_among_several_texts(folder: Path) -> None:
+    options = ("--labelled", "pairs.tsv", "--unlabelled", "pairs.tsv", "--unlabelled", "more.txt", "--source", "de")
+    done = near(folder, "model", *options)
+    assert done.out == "near holds the 1 nearest of 15 sentences for each of 5.\n"
+    also = [TextConfig(path=str(folder / "more.txt"))]
+    unlabelled = DataConfig(path=str(folder / "pairs.tsv"), source="de", also=also)
+    labelled = read_corpus(DataConfig(path=str(folder / "pairs.tsv"), source="de", target="en"))
+    assert len(load_neighbours(folder / "near", labelled, read_corpus(unlabelled, need_target=False))) == 5
 
 
 @pytest.mark.parametrize(

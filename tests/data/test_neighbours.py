@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -126,6 +127,51 @@ def test_of_a_long_sentence_the_beginning_is_read() -> None:
     assert found[1] == pytest.approx(found[0], abs=1e-5)  # its end token is cut off
 
 
+# ----------------------------------------------------------------------------------------------------- the stored index
+
+UNDER = angles(10, 80, "80a", 80, 95)
+
+
+def counting(encoder: SentenceEncoder) -> tuple[SentenceEncoder, list[str]]:
+    """The encoder, and what it has read."""
+    heard: list[str] = []
+    return replace(encoder, vectors=lambda texts: (heard.extend(texts), encoder.vectors(texts))[1]), heard
+
+
+def test_an_index_of_the_same_text_is_used_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, (encoder, heard) = tmp_path / "near", counting(ENCODER)
+    build_neighbours(folder, angles(0, 90), UNDER, encoder)
+    assert heard == ["10", "80", "80a", "95", "0", "90"] and capsys.readouterr().err == ""
+    heard.clear()
+    labelled = angles(84, "80a", 10, 0)
+    found = build_neighbours(folder, labelled, replace(UNDER, target=["x"] * 5), encoder, count=2)
+    assert heard == ["84", "0"], "what is not in the index"
+    wanted = build_neighbours(tmp_path / "other", labelled, UNDER, ENCODER, count=2)
+    assert found.tolist() == wanted.tolist() == load_neighbours(folder, labelled, UNDER).tolist()
+    said = f"{folder} holds the vectors of this unlabelled text by this encoder: they are used again.\n"
+    assert capsys.readouterr().err == said
+    heard.clear()
+    assert build_neighbours(folder, angles(10, 95), UNDER, encoder)[0].tolist() in ([1], [2])
+    assert heard == [], "all are in the index"
+    one, other = ((tmp_path / name / INDEX_FILE).read_bytes() for name in ("near", "other"))
+    assert one == other
+
+
+@pytest.mark.parametrize("change", ["encoder", "text", "order", "damage"])
+def test_another_index_is_made_anew(change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, (encoder, heard) = tmp_path / "near", counting(ENCODER)
+    build_neighbours(folder, angles(0, 90), UNDER, encoder)
+    heard.clear()
+    unlabelled = {"text": angles(10, 80, 95), "order": angles(10, 80, "80a", 95, 80)}.get(change, UNDER)
+    if change == "encoder":
+        encoder = replace(encoder, fingerprint="e" * 64)
+    if change == "damage":
+        os.truncate(folder / INDEX_FILE, 40)
+    build_neighbours(folder, angles(0, 90), unlabelled, encoder)
+    assert heard == [*dict.fromkeys(unlabelled.source), "0", "90"] and capsys.readouterr().err == ""
+    assert load_neighbours(folder, angles(0, 90), unlabelled).tolist()[0] == [0]
+
+
 # ---------------------------------------------------------------------------------------------------------- the folder
 
 
@@ -224,7 +270,9 @@ def test_a_sentence_transformers_model(tmp_path: Path) -> None:
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = unit @ unit.T - 3 * np.eye(len(lines))
     assert np.take_along_axis(cosines, rows_NK, 1) == pytest.approx(-np.sort(-cosines)[:, :2], abs=1e-5)
-    assert verify_manifest(tmp_path / "near")["encoder"] == "--sentence-transformer mpnet"
+    facts = verify_manifest(tmp_path / "near")
+    assert facts["encoder"] == "--sentence-transformer mpnet"
+    assert facts["encoder_fingerprint"] != "f", "a translator's encoder in the same folder gives other vectors"
 
 
 def test_a_folder_that_is_no_sentence_transformers_model(tmp_path: Path) -> None:

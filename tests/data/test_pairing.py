@@ -89,33 +89,76 @@ def test_each_side_goes_its_own_way() -> None:
 # ----------------------------------------------------------------------------------------------------------- neighbours
 
 
-def wanted(step: StepBatch, rows_NK: np.ndarray, share: float) -> list[list[int]]:
-    """Rows of the neighbours beside each micro-batch."""
-    found = []
-    for batch in step.micro_batches:
-        taken = batch.sentence_ids_B.tolist()[: max(1, round(share * len(batch)))]
-        found.append(sorted({int(rows_NK[row][step.epoch % K]) for row in taken}))
-    return found
+ONE_EACH = encoded(random_lengths(60 * K, 12))
+OWN = np.stack([10 * K * (np.arange(600) // 10) + 10 * k for k in range(K)], 1)  # nobody shares a neighbour of these
+
+
+def beside_own(share: float) -> NeighbourPlan:
+    return beside(share, OWN, ONE_EACH)
+
+
+def found(step: StepBatch) -> list[int]:
+    """Rows of all sources beside a step."""
+    return [row for batch in step.unlabelled for row in batch.sentence_ids_B.tolist()]
+
+
+def owned(step: StepBatch, rows_NK: np.ndarray) -> set[int]:
+    """The neighbours of all sentences of a step, those of its epoch."""
+    return {int(rows_NK[row, step.epoch % K]) for batch in step.micro_batches for row in batch.sentence_ids_B.tolist()}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.4, 1.0])
 def test_beside_sentences_stand_their_neighbours(share: float) -> None:
-    plan, rows_NK = beside(share), neighbours()
+    plan = beside_own(share)
     assert (plan.encoded, plan.steps_per_epoch) == (LABELLED, plan.labelled.steps_per_epoch)
     count = (K + 1) * plan.steps_per_epoch
     steps = list(islice(plan.iterate(), count))
     for step, labelled in zip(steps, islice(plan.labelled.iterate(), count), strict=True):
         assert alike(step.micro_batches, labelled.micro_batches)
-        assert [batch.sentence_ids_B.tolist() for batch in step.unlabelled] == wanted(step, rows_NK, share)
+        assert len(found(step)) == max(1, round(share * sum(map(len, step.micro_batches))))
+        assert set(found(step)) <= owned(step, OWN)
         for batch in step.unlabelled:
-            assert same(batch, collate(UNLABELLED, [row // 10 for row in batch.sentence_ids_B.tolist()]))
+            assert same(batch, collate(ONE_EACH, [row // 10 for row in batch.sentence_ids_B.tolist()]))
     assert {step.epoch for step in steps} == set(range(K + 1)), "every neighbour had its turn, the first one twice"
 
 
-def test_none_stands_there_twice() -> None:
+def test_long_sentences_are_drawn_as_often_as_short_ones() -> None:
+    plan = beside_own(0.3)
+    steps = list(islice(plan.iterate(), 40 * plan.steps_per_epoch))
+    often = np.bincount([row // 10 // K for step in steps for row in found(step)], minlength=60)
+    order = np.argsort([len(ids) for ids in LABELLED.source_ids])
+    short, long = often[order[:30]].sum(), often[order[30:]].sum()
+    assert often.min() > 0 and 0.8 < long / short < 1.25
+
+
+def test_the_draw_does_not_depend_on_how_a_step_is_cut() -> None:
+    class Halves(StepPlan):
+        def epoch(self, number: int) -> list[list[list[int]]]:
+            return [
+                [half for micro in step for half in (micro[1::2], micro[::2]) if half] for step in super().epoch(number)
+            ]
+
+    other = beside_own(SHARE)
+    other.labelled = Halves(LABELLED, 100, 50, seed=2)
+    for whole, cut in zip(islice(beside_own(SHARE).iterate(), 20), other.iterate(), strict=False):
+        assert len(cut.micro_batches) > len(whole.micro_batches)
+        assert found(cut) == found(whole)
+
+
+def test_another_seed_and_another_step_draw_others() -> None:
+    one, other = beside_own(SHARE), beside_own(SHARE)
+    other.labelled.seed = 3
+    first = next(one.iterate())
+    drawn = [one._beside(replace(first, step=step)) for step in range(5)] + [other._beside(first)]
+    assert len({tuple(places) for places in drawn}) == 6
+
+
+def test_none_stands_there_twice_in_a_step() -> None:
     everyone = np.full((600, K), 70)
     for step in islice(beside(1.0, everyone).iterate(), 5):
-        assert [batch.sentence_ids_B.tolist() for batch in step.unlabelled] == [[70]] * len(step.micro_batches)
+        assert len(step.micro_batches) > 1 and found(step) == [70]
+    for step in islice(beside(1.0).iterate(), 20):
+        assert sorted(found(step)) == sorted(owned(step, neighbours()))
 
 
 def test_a_neighbour_that_is_too_long_is_left_out() -> None:
@@ -125,10 +168,15 @@ def test_a_neighbour_that_is_too_long_is_left_out() -> None:
     rows_NK[~short] += 1
     kept = 0
     for step in islice(beside(1.0, rows_NK).iterate(), 20):
-        expected = [[row for row in rows if row % 10 == 0] for rows in wanted(step, rows_NK, 1.0)]
-        assert [batch.sentence_ids_B.tolist() for batch in step.unlabelled] == [rows for rows in expected if rows]
-        kept += sum(map(len, expected))
+        assert sorted(found(step)) == sorted(row for row in owned(step, rows_NK) if row % 10 == 0)
+        kept += len(found(step))
     assert kept > 0
+
+
+def test_neighbours_of_like_length_stand_together() -> None:
+    for step in islice(beside(1.0, most=2).iterate(), 10):
+        lengths = [length for batch in step.unlabelled for length in batch.source.mask_BS.sum(1).tolist()]
+        assert lengths == sorted(lengths)
 
 
 def test_a_step_none_of_whose_neighbours_is_left_has_no_unlabelled_part() -> None:

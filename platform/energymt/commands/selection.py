@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from energymt.decoding.rerank import TextScore
     from energymt.models.estimator import QualityEstimator
 
+Format = Literal["tsv", "jsonl", "text"]
+Share = Annotated[float, typer.Option(help="Only a random share, as `train.share` of the run.")]
+ShareSeed = Annotated[int, typer.Option(min=0, help="As `train.share_seed` of the run.")]
+TrainFormat = Annotated[
+    Format | None, typer.Option("--format", help="Where the name does not tell it; as `train.format` of the run.")
+]
+TrainRows = Annotated[
+    int | None, typer.Option("--rows", min=1, help="Only so many from the start, as `train.rows` of the run.")
+]
+
 
 def filter_data(
     estimator: Annotated[str, typer.Argument(help="Address of a quality estimator, or pool:NAME.")],
@@ -28,8 +38,10 @@ def filter_data(
     target_path: Annotated[str | None, typer.Option(help="File of translations, for a pair of text files.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Keep what scores this or more (QE-EBM: 0.7).")] = None,
     quantile: Annotated[float | None, typer.Option(help="Keep this share of the pairs, the best ones.")] = None,
-    share: Annotated[float, typer.Option(help="As `train.share` of the run: choose from it alone.")] = 1.0,
-    share_seed: Annotated[int, typer.Option(min=0, help="As `train.share_seed` of the run.")] = 1,
+    data_format: TrainFormat = None,
+    rows: TrainRows = None,
+    share: Share = 1.0,
+    share_seed: ShareSeed = 1,
 ) -> None:
     """Keep the pairs that a quality estimator finds good. No pair is ever scored twice, also not by a second call."""
     from energymt.data.corpus import DataConfig, read_corpus
@@ -41,16 +53,14 @@ def filter_data(
     _require_share(share)
     if not output.absolute().parent.is_dir():
         raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
-    where = DataConfig(
-        path=data, source=source, target=target, target_path=target_path, share=share, share_seed=share_seed
-    )
-    corpus = read_corpus(where)
+    which: dict[str, Any] = {"format": data_format, "rows": rows, "share": share, "share_seed": share_seed}
+    corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, **which))
     with _opened(estimator) as (folder, score):
         store = ScoreStore(runs_root() / "scores", folder_fingerprint(folder))
         kept = filter_pairs(corpus, criterion, _told(score), store)
     assert kept.corpus.target is not None
-    rows = zip(kept.corpus.source, kept.corpus.target, kept.scores, strict=True)
-    lines = ["source\ttarget\tscore", *(f"{original}\t{text}\t{value:.6f}" for original, text, value in rows)]
+    pairs = zip(kept.corpus.source, kept.corpus.target, kept.scores, strict=True)
+    lines = ["source\ttarget\tscore", *(f"{original}\t{text}\t{value:.6f}" for original, text, value in pairs)]
     write_atomically(output, "\n".join(lines) + "\n")
     typer.echo(f"{output} holds {len(kept.scores):,} of {len(corpus):,} pairs, which score {kept.least:.4f} or more.")
     typer.echo(_quantiles(kept.scores_N))
@@ -124,8 +134,10 @@ def _quantiles(scores: Any) -> str:
 
 
 def neighbours(
-    labelled: Annotated[str, typer.Option(help="Labelled text: TSV, JSONL or source text.")],
-    unlabelled: Annotated[str, typer.Option(help="Unlabelled text, perhaps the same file.")],
+    labelled: Annotated[
+        list[str], typer.Option(help="Labelled text: TSV, JSONL or source text; repeatable, all are read alike.")
+    ],
+    unlabelled: Annotated[list[str], typer.Option(help="Unlabelled text, perhaps the same file; repeatable.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     model: Annotated[str | None, typer.Argument(help="Address of a translator, whose encoder is used.")] = None,
     sentence_transformer: Annotated[
@@ -133,8 +145,12 @@ def neighbours(
     ] = None,
     source: Annotated[str | None, typer.Option(help="Column of the source text, where a file has columns.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Neighbours of each labelled sentence.")] = 1,
-    share: Annotated[float, typer.Option(help="As `train.share` of the run: of the labelled text.")] = 1.0,
-    share_seed: Annotated[int, typer.Option(min=0, help="As `train.share_seed` of the run.")] = 1,
+    data_format: TrainFormat = None,
+    rows: TrainRows = None,
+    share: Share = 1.0,
+    share_seed: ShareSeed = 1,
+    unlabelled_format: Annotated[Format | None, typer.Option(help="As `unlabelled.format` of the run.")] = None,
+    unlabelled_rows: Annotated[int | None, typer.Option(min=1, help="As `unlabelled.rows` of the run.")] = None,
 ) -> None:
     """Find the nearest unlabelled sources of every labelled one, by the vectors of a translator's encoder."""
     from energymt.data.neighbours import build_neighbours
@@ -142,17 +158,21 @@ def neighbours(
     if (model is None) == (sentence_transformer is None):
         raise ConfigurationError("Vectors come from a translator or from --sentence-transformer: name one of the two.")
     _require_share(share)
-    chosen = _sources(labelled, source, share=share, share_seed=share_seed)
-    others = _sources(unlabelled, source)
+    chosen = _sources(labelled, source, format=data_format, rows=rows, share=share, share_seed=share_seed)
+    others = _sources(unlabelled, source, format=unlabelled_format, rows=unlabelled_rows)
     found = build_neighbours(output, chosen, others, _encoder(model, sentence_transformer), count)
     typer.echo(f"{output} holds the {count:,} nearest of {len(others):,} sentences for each of {len(found):,}.")
 
 
-def _sources(path: str, column: str | None, **settings: Any) -> Corpus:
-    from energymt.data.corpus import FORMATS, DataConfig, read_corpus
+def _sources(paths: Sequence[str], column: str | None, **settings: Any) -> Corpus:
+    """The source texts of all files, each of them read alike."""
+    from energymt.data.corpus import FORMATS, DataConfig, joined, read_corpus
 
-    plain_text = FORMATS.get(Path(path.removesuffix(".gz")).suffix) == "text"
-    return read_corpus(DataConfig(path=path, source=None if plain_text else column, **settings), need_target=False)
+    def part(path: str) -> DataConfig:
+        kind = settings["format"] or FORMATS.get(Path(path.removesuffix(".gz")).suffix)
+        return DataConfig(path=path, source=None if kind == "text" else column, **settings)
+
+    return read_corpus(joined([part(path) for path in paths]), need_target=False)
 
 
 def _encoder(model: str | None, sentence_transformer: str | None) -> SentenceEncoder:

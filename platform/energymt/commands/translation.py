@@ -21,6 +21,12 @@ Beam = Annotated[int, typer.Option(min=1, help="Beam of an autoregressive model;
 LengthBeam = Annotated[int, typer.Option(min=1, help="Lengths that a non-autoregressive model tries.")]
 Iterations = Annotated[int, typer.Option(min=1, help="Mask-predict iterations of a non-autoregressive model.")]
 Prefix = Annotated[str, typer.Option(help="Task prefix before each source (T5); spaces included.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Draw so many candidates instead of searching.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the draws.")]
+Rerank = Annotated[
+    str | None,
+    typer.Option(help="Teacher or estimator that picks among the candidates; one that compares: by consensus (MBR)."),
+]
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +42,9 @@ def translate(
         float,
         typer.Option(min=1, help="Ended hypotheses, in beams, after which a line is done; inf: search to the end."),
     ] = 1.0,
-    samples: Annotated[int | None, typer.Option(min=1, help="Draw so many candidates instead of searching.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 1,
-    rerank: Annotated[
-        str | None,
-        typer.Option(
-            help="Teacher or estimator that picks among the candidates; one that compares: by consensus (MBR)."
-        ),
-    ] = None,
+    samples: Samples = None,
+    seed: Seed = 1,
+    rerank: Rerank = None,
     engine: Annotated[Engine, typer.Option(help="torch, or an export made by `energymt models export`.")] = "torch",
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Precision of the export.")] = "fp32",
     tokens_per_batch: Annotated[int, typer.Option(min=1, help="Tokens translated at once.")] = 8192,
@@ -199,7 +200,10 @@ def evaluate(
     target: Annotated[str | None, typer.Option(help="Column of the references.")] = None,
     target_path: Annotated[str | None, typer.Option(help="File of references, for a pair of text files.")] = None,
     prefix: Prefix = "",
-    against: Annotated[str | None, typer.Option(help="Address of a second model, compared pairwise.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Address of a second model, perhaps the same; it searches, and nothing re-ranks it."),
+    ] = None,
     energy: Annotated[str | None, typer.Option(help="Address of a teacher: adds its energy of each output.")] = None,
     judge: Annotated[
         list[str] | None,
@@ -208,6 +212,9 @@ def evaluate(
     beam: Beam = 5,
     length_beam: LengthBeam = 5,
     iterations: Iterations = 10,
+    samples: Samples = None,
+    seed: Seed = 1,
+    rerank: Rerank = None,
     oracle_lengths: Annotated[
         bool, typer.Option("--oracle-lengths", help="Lengths of the references; --length-beam tries those around them.")
     ] = False,
@@ -225,10 +232,10 @@ def evaluate(
         if file is not None and not file.absolute().parent.is_dir():
             raise ConfigurationError(f"The folder of {option} {file} does not exist; make it first.")
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, prefix=prefix))
-    options = DecodingOptions(beam=beam, length_beam=length_beam, iterations=iterations)
+    options = DecodingOptions(beam=beam, length_beam=length_beam, iterations=iterations, samples=samples, seed=seed)
     addresses = [model] if against is None else [model, against]
     result = evaluate_models(
-        addresses, corpus, options, energy=energy, oracle_lengths=oracle_lengths, judges=judge or ()
+        addresses, corpus, options, energy=energy, oracle_lengths=oracle_lengths, judges=judge or (), rerank=rerank
     )
     typer.echo(show(result))
     if json_file is not None:

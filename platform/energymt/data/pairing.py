@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from energymt.data.batching import EncodedCorpus, StepPlan, collate
-from energymt.records import Batch, StepBatch
+from energymt.noise import Noise
+from energymt.records import StepBatch
+
+NEIGHBOUR_STREAM = 5  # of the noise
 
 
 class PairedPlan:
@@ -35,10 +39,10 @@ class NeighbourPlan:
     """A step of labelled pairs, and beside it the nearest unlabelled sources of some of its sentences (QE-EBM).
 
     Args:
-        labelled: pairs.
+        labelled: pairs; its seed is that of the draw, too.
         unlabelled: sources.
         neighbours_NK: for each row of the labelled corpus, the rows of its nearest sources in the unlabelled corpus.
-        share: of a micro-batch's sentences whose neighbours are taken, one for each.
+        share: of a step's sentences whose neighbours are taken, one for each.
         most: sentences in one micro-batch of neighbours.
     """
 
@@ -58,14 +62,20 @@ class NeighbourPlan:
     def iterate(self, start_step: int = 0, rank: int = 0, world: int = 1) -> Iterator[StepBatch]:
         """See `batching.Plan`."""
         for batch in self.labelled.iterate(start_step, rank, world):
-            found = [beside for micro in batch.micro_batches for beside in self._beside(micro, batch.epoch)]
-            yield replace(batch, unlabelled=tuple(found))
+            places = self._beside(batch)
+            cut = [places[first : first + self.most] for first in range(0, len(places), self.most)]
+            yield replace(batch, unlabelled=tuple(collate(self.unlabelled, part) for part in cut[rank::world]))
 
-    def _beside(self, batch: Batch, epoch: int) -> Iterator[Batch]:
-        """One neighbour of each of the first sentences, another one in each epoch; none twice."""
-        rows = batch.sentence_ids_B[: max(1, round(self.share * len(batch)))].numpy()
-        chosen = self.neighbours_NK[rows, epoch % self.neighbours_NK.shape[1]]
+    def _beside(self, batch: StepBatch) -> list[int]:
+        """One neighbour of each sentence that is drawn, another one in each epoch; none twice, and of like length.
+
+        Over the whole step, alike for all workers: a source that stood in two micro-batches would have the same
+        samples in both.
+        """
+        ids_N = torch.tensor(sorted(batch.sentence_ids), dtype=torch.long)
+        draw_N = Noise(self.labelled.seed, batch.step, ids_N, NEIGHBOUR_STREAM).uniform(1, 0, 1).flatten()
+        drawn = ids_N[draw_N.argsort(stable=True)[: max(1, round(self.share * len(ids_N)))]].numpy()
+        chosen = self.neighbours_NK[drawn, batch.epoch % self.neighbours_NK.shape[1]]
         # A source that is too long for the translator is not among the encoded ones.
-        places = sorted({self._place[int(row)] for row in chosen if int(row) in self._place})
-        for first in range(0, len(places), self.most):
-            yield collate(self.unlabelled, places[first : first + self.most])
+        places = {self._place[int(row)] for row in chosen if int(row) in self._place}
+        return sorted(places, key=lambda place: (len(self.unlabelled.source_ids[place]), place))

@@ -29,7 +29,7 @@ class SentenceEncoder:
     option: str
     """What names it on the command line: an address, or `--sentence-transformer` and an address."""
     fingerprint: str
-    """sha256 that tells it from every other one."""
+    """What tells it from every other one: the sha256 of its folder, and how it is read."""
     vectors: Callable[[Sequence[str]], NDArray[np.float32]]
     """N sentences -> [N, D], of any length."""
 
@@ -94,4 +94,5 @@ def sentence_transformer(folder: Path, address: str, fingerprint: str, device: t
         found: NDArray[np.float32] = model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
         return found
 
-    return SentenceEncoder(f"--sentence-transformer {address}", fingerprint, vectors)
+    # The encoder of a translator may be read as such a model, too, and gives other vectors.
+    return SentenceEncoder(f"--sentence-transformer {address}", f"sentence-transformer {fingerprint}", vectors)
