@@ -206,8 +206,7 @@ class Server:
             gradient_ND = gradient_BTD.masked_fill(~finite_B[:, None, None], 0.0)[mask_BT]
         reason = "its score or its gradient is not finite"
         flags = {row: reason for row, finite in enumerate(finite_B.tolist()) if not finite}
-        exact = score_B.detach().to(torch.promote_types(score_B.dtype, torch.float32))
-        return Answers(exact.masked_fill(~finite_B, float("nan")), gradient_ND, flags)
+        return Answers(score_B.detach().masked_fill(~finite_B, float("nan")), gradient_ND, flags)
 
     def _embeddings(self, sentence: Sentence) -> Tensor:
         """[T, D] of a translation."""
