@@ -120,6 +120,7 @@ class Engine:
                 self.quality.estimator,
                 self.text.vocabulary,
                 config.quality_feed,
+                config.least_coverage,
                 prefixes=task_prefixes([self.text.train_corpus, self.text.dev_corpus]),
             )
             self.monitor = Monitor(

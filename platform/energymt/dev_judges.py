@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 
 from energymt.configuration import TrainingConfig
 from energymt.decoding.rerank import TextScore
@@ -13,7 +14,11 @@ from energymt.quality import Judge, Quality, open_judge
 
 
 class JudgedConfig(TrainingConfig):
-    """What every method that an estimator trains can be told about its judges."""
+    """What every method that an estimator trains can be told about it and its judges."""
+
+    least_coverage: float = Field(default=0.95, ge=0, le=1)
+    """Share of the translator's pieces that the estimator must know, or the run is refused; `dev/covered_mass` says how
+    much of the probability of translations is on pieces that it knows."""
 
     judge: str | None = None
     """Address of another metric of the COMET family, which only judges, with references if it reads them; the one that

@@ -192,7 +192,9 @@ def test_estimators_that_cannot_stand_beside_the_teacher_are_refused(
         made(folder, quality=str(folder / "nowhere"))
     with pytest.raises(ConfigurationError, match="no energy"):
         made(folder, quality=str(estimators.converted("regression")))
-    with pytest.raises(ConfigurationError, match="knows 0 of"):
-        made(folder, quality=str(greek))
+    for name, settings in (("engine", {}), ("qe_ebm", {"model": {"init": str(folder / "transformer-toy")}})):
+        with pytest.raises(ConfigurationError, match=r"knows 0 of .* 95\.0% are asked for.* lower least_coverage"):
+            toy.ready(name, folder, quality=str(greek), **settings)
+        toy.ready(name, folder, quality=str(greek), least_coverage=0.0, **settings).close()
     with pytest.raises(ConfigurationError, match="quality_weight"):
         made(folder, quality=str(estimator), quality_weight=0)

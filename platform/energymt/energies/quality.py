@@ -110,8 +110,12 @@ class QualityEnergy:
     def covered_mass(self, prediction: Prediction) -> Tensor:
         """The probability that the tokens of each sentence are ones the estimator knows, on average, [B]; for the log.
 
-        What is missing to 1 is scored as unknown tokens. A sentence without tokens has 1.
+        What is missing to 1 is scored as unknown tokens. A sentence without tokens has 1, and so has each one where
+        every token is a row of the estimator's.
         """
+        _require_size(_size(prediction), len(self.table_VD))
+        if self.bridge.identical:
+            return self.table_VD.new_ones(len(prediction.mask_BT))
         covered_V1 = self.bridge.covered_V.to(self.table_VD).unsqueeze(1)
         mass_BT = relaxed("SX", prediction, covered_V1, None)[1].squeeze(-1)
         lost_BT = (1.0 - mass_BT).masked_fill(~prediction.mask_BT, 0.0)
@@ -132,14 +136,21 @@ def relaxed(name: str, prediction: Prediction, table_VD: Tensor, noise: Noise | 
     Here alone a prediction is looked into; nothing of size [B, T, V] is made where it is a projection.
     """
     logits_BTV, projection, given_BT = prediction.logits_BTV, prediction.projection, prediction.hard_ids_BT
+    _require_size(_size(prediction), len(table_VD))
     if projection is not None:
-        _require_size(len(projection.matrix_VH), len(table_VD))
         ids_BT = projected.hard_ids_of(name, projection, given_BT, noise)
         return ids_BT, projected.embed_projected(name, projection, table_VD, ids_BT, noise)
     assert logits_BTV is not None
-    _require_size(logits_BTV.shape[-1], len(table_VD))
     ids_BT = operators.hard_ids_of(name, logits_BTV, given_BT, noise)
     return ids_BT, operators.embed(name, logits_BTV, table_VD, ids_BT, noise)
+
+
+def _size(prediction: Prediction) -> int:
+    """V of what it is over."""
+    if prediction.projection is not None:
+        return len(prediction.projection.matrix_VH)
+    assert prediction.logits_BTV is not None
+    return prediction.logits_BTV.shape[-1]
 
 
 def _require_size(found: int, wanted: int) -> None:
