@@ -10,7 +10,7 @@ from energymt.decoding.rerank import TextScore
 from energymt.errors import ConfigurationError
 from energymt.metrics.alarms import AlarmConfig
 from energymt.preparation import Text
-from energymt.quality import Judge, Quality, open_judge
+from energymt.quality import Judge, Quality, open_judge, resolve
 
 
 class JudgedConfig(TrainingConfig):
@@ -30,9 +30,13 @@ class JudgedConfig(TrainingConfig):
 
 
 def require_other_judge(config: JudgedConfig, quality: str | None) -> None:
-    """Raise a ConfigurationError if the judge is the estimator that trains."""
-    if config.judge is not None and config.judge == quality:
-        raise ConfigurationError(f"judge and quality are both {quality}: what trains cannot judge as well.")
+    """Raise a ConfigurationError if the judge is the estimator that trains, whatever each is called."""
+    if config.judge is None or quality is None:
+        return
+    if config.judge == quality or resolve(config.judge) == resolve(quality):
+        raise ConfigurationError(
+            f"judge ({config.judge}) and quality ({quality}) are one estimator: what trains cannot judge as well."
+        )
 
 
 def open_judges(config: JudgedConfig, text: Text, quality: Quality, device: torch.device) -> dict[str, TextScore]:

@@ -126,6 +126,21 @@ def open_original(address: str, device: torch.device) -> Judge:
     return open_judge(address, device)
 
 
+def resolve(address: str) -> str:
+    """Where an address leads to: two that give the same are one estimator.
+
+    A pool leads to what it began with. What is no path and nothing that is fetched stays as it is.
+    """
+    if address.startswith(POOL):
+        from energymt.pool.opening import served_address
+
+        address = served_address(address.removeprefix(POOL))
+    path = Path(address).expanduser()
+    if not path.exists():
+        return str(fetch(address)) if ":/" in address else address
+    return str(path.resolve())
+
+
 def _pooled(name: str, device: torch.device, run: str, deterministic: bool) -> Quality:
     from energymt.pool.opening import open_pool, require_learning
 

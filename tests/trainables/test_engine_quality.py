@@ -173,8 +173,16 @@ def test_what_no_estimator_trains_is_not_judged(folder: Path, estimator: Path) -
     for field, value in (("judge", str(estimator)), ("stop_at_alarm", True), ("alarms", {"repeated": 0.1})):
         with pytest.raises(ConfigurationError, match=rf"{field} is set and quality is not: .*leave {field} out"):
             made(folder, **{field: value})
-    with pytest.raises(ConfigurationError, match="what trains cannot judge"):
-        made(folder, quality=str(estimator), judge=str(estimator))
+
+
+def test_an_estimator_is_no_judge_of_itself_under_another_name(
+    folder: Path, estimator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(estimator.parent)
+    (link := folder / "link").symlink_to(estimator)
+    for name in (str(estimator), "estimator", "./estimator", f"../{folder.name}/estimator", str(link)):
+        with pytest.raises(ConfigurationError, match="what trains cannot judge"):
+            made(folder, quality=str(estimator), judge=name)
 
 
 def test_without_an_estimator_there_is_no_quality(folder: Path) -> None:
