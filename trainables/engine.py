@@ -121,7 +121,8 @@ class Engine:
                 self.text.vocabulary,
                 config.quality_feed,
                 config.least_coverage,
-                prefixes=task_prefixes([self.text.train_corpus, self.text.dev_corpus]),
+                task_prefixes([self.text.train_corpus, self.text.dev_corpus]),
+                device,
             )
             self.monitor = Monitor(
                 model,

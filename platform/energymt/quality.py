@@ -94,7 +94,7 @@ def open_quality(
         ConfigurationError: one that cannot serve as an energy.
     """
     if address.startswith(POOL):
-        return _pooled(address.removeprefix(POOL), device, run if learns is not None else "", deterministic)
+        return _pooled(address.removeprefix(POOL), run if learns is not None else "", deterministic)
     estimator = load_estimator(fetch(address)).to(device)
     if not estimator.differentiable:
         raise ConfigurationError(
@@ -141,12 +141,11 @@ def resolve(address: str) -> str:
     return str(path.resolve())
 
 
-def _pooled(name: str, device: torch.device, run: str, deterministic: bool) -> Quality:
+def _pooled(name: str, run: str, deterministic: bool) -> Quality:
     from energymt.pool.opening import open_pool, require_learning
 
     require_learning(name, bool(run))
     estimator, learner = open_pool(name, run, alone=deterministic)
-    estimator.table_VD = estimator.table_VD.to(device)  # where translations are mixed
     pupil = None if learner is None else _Pooled(name, estimator, learner)
 
     def score(sources: Sequence[str], translations: Sequence[str]) -> Sequence[float]:

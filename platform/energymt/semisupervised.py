@@ -145,7 +145,7 @@ class SemiSupervised:
         )
         prefixes = task_prefixes([self.text.train_corpus, self.text.dev_corpus, corpus])
         self.energy = QualityEnergy(
-            self.quality.estimator, self.text.vocabulary, feed, config.least_coverage, prefixes=prefixes
+            self.quality.estimator, self.text.vocabulary, feed, config.least_coverage, prefixes, self.device
         )
         judges = open_judges(config, self.text, self.quality, self.device)
         if learns is not None:

@@ -40,7 +40,7 @@ class Asynchronous(Protocol):
     """An estimator in another process, which can be asked now and listened to later."""
 
     def submit(self, source: Source, target: SoftTarget) -> PromisedScores:
-        """Ask; several questions may be in flight."""
+        """Ask; several questions may be in flight. Where the target has ids, its embeddings may be of width 0."""
         ...
 
 
@@ -54,6 +54,8 @@ class QualityEnergy:
         feed: the operator that makes the tokens which the estimator reads.
         least_coverage: the share of the translator's pieces that the estimator must know.
         prefixes: task prefixes that sources may have, which the estimator does not read.
+        device: where translations are mixed; None: where the estimator's table is. One in another process keeps that on
+            the host, so that this energy's is the only one on a GPU.
 
     Raises:
         ConfigurationError: an unknown operator, or vocabularies that cannot be bridged.
@@ -68,6 +70,7 @@ class QualityEnergy:
         feed: str = "ST",
         least_coverage: float = 0.95,
         prefixes: Iterable[str] = (),
+        device: torch.device | None = None,
     ) -> None:
         operators.operator(feed)
         if isinstance(estimator, nn.Module):
@@ -75,7 +78,7 @@ class QualityEnergy:
         self.estimator, self.vocabulary, self.feed = estimator, vocabulary, feed
         self.bridge = Bridge(vocabulary, estimator.vocabulary, prefixes)
         self.bridge.require(least_coverage)
-        self.table_VD = self.bridge.table(estimator.table_VD)
+        self.table_VD = self.bridge.table(estimator.table_VD).to(device)
 
     def __call__(self, source: Source, prediction: Prediction) -> Tensor:
         """The relaxed energy of each sentence, [B]; its gradient reaches the logits through the operator.
@@ -103,7 +106,10 @@ class QualityEnergy:
     def begin_text(self, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Callable[[], Tensor]:
         """The energy of the text that discrete translations write, as the estimator splits it, [B]; see `begin`."""
         ids_BT, mask_BT = self.bridge.target(ids_BT, mask_BT)
-        emb_BTD = nn.functional.embedding(ids_BT, self.estimator.table_VD)
+        if isinstance(self.estimator, Asynchronous):  # what travels are the ids
+            emb_BTD = torch.empty(*ids_BT.shape, 0, device=ids_BT.device)
+        else:
+            emb_BTD = nn.functional.embedding(ids_BT, self.estimator.table_VD)
         return self._begin(source, SoftTarget(ids_BT, emb_BTD, mask_BT))
 
     @torch.no_grad()
