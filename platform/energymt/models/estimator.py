@@ -98,7 +98,7 @@ class QualityEstimator(Network):
 
         for name, module in self.named_children():
             module._apply(fn if name == "encoder" else no_less, recurse)
-        return super()._apply(no_less, recurse=False)
+        return super()._apply(no_less, recurse=False)  # type: ignore[no-untyped-call]
 
     @property
     def table_VD(self) -> Tensor:
@@ -264,7 +264,7 @@ class _Head(nn.Sequential):
 
     def forward(self, features_BF: Tensor) -> Tensor:
         with _as_it_is(features_BF):
-            found: Tensor = super().forward(exact(features_BF))
+            found: Tensor = super().forward(exact(features_BF))  # type: ignore[no-untyped-call]
         return found
 
 
