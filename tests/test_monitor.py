@@ -10,6 +10,7 @@ import torch
 
 from energymt.data.corpus import Corpus
 from energymt.data.hub import HubVocabulary
+from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.decoding.rerank import Translation
 from energymt.decoding.sampling import possible
 from energymt.decoding.translate import DecodingOptions, Translator
@@ -169,6 +170,38 @@ def test_without_a_word_there_is_no_soft_score(model: AutoregressiveModel, words
     values = monitor(model, judge=by_length).look(outputs(words, [""] * 5), {})
     assert "dev/quality_soft" not in values
     assert values["dev/entropy"] == values["dev/kl_to_start"] == 0.0
+
+
+def test_the_start_says_what_the_estimator_knows(caplog: pytest.LogCaptureFixture) -> None:
+    words = SentencePieceVocabulary.train([*bridged.TEXT, "字 字 字 字"], 90)
+    look = monitor(tiny.masked(words, longest=64))
+    assert 0.95 < look.energy.bridge.coverage < 1.0
+    first = look.look(one_pass(look.model), {})
+    assert first["dev/coverage"] == look.energy.bridge.coverage
+    line = f"knows {100 * look.energy.bridge.coverage:.1f} % of the translator's pieces"
+    assert line in caplog.text
+    caplog.clear()
+    assert "dev/coverage" not in look.look(one_pass(look.model), {})
+    assert line not in caplog.text
+
+
+@torch.no_grad()
+def test_covered_mass_is_a_mean_over_translations() -> None:
+    words = SentencePieceVocabulary.train([*bridged.TEXT, "字 字 字 字"], 90)
+    look = monitor(tiny.masked(words, longest=64))
+    model, shares = look.model, []
+    found = one_pass(model)
+    for text, (_, hypothesis) in zip(SOURCES, found, strict=True):
+        mask_1T = torch.ones(1, len(hypothesis.ids), dtype=torch.bool)
+        logits_TV = model.predict(model.encode(bridged.source_of(words, [text])), model.unseen(mask_1T), mask_1T)[0]
+        shares.append(float(logits_TV.softmax(-1)[:, look.energy.bridge.covered_V].sum(1).mean()))
+    assert look.look(found, {})["dev/covered_mass"] == pytest.approx(sum(shares) / len(shares), abs=1e-5)
+    assert 0.1 < sum(shares) / len(shares) < 0.999
+
+
+def test_where_ids_map_to_ids_all_mass_is_covered(model: AutoregressiveModel, words: HubVocabulary) -> None:
+    values = monitor(model).look(outputs(words), {})
+    assert values["dev/coverage"] == values["dev/covered_mass"] == 1.0
 
 
 # -------------------------------------------------------------------------------------------------- non-autoregressive

@@ -120,7 +120,9 @@ class Engine:
                 self.quality.estimator,
                 self.text.vocabulary,
                 config.quality_feed,
-                prefixes=task_prefixes([self.text.train_corpus, self.text.dev_corpus]),
+                config.least_coverage,
+                task_prefixes([self.text.train_corpus, self.text.dev_corpus]),
+                device,
             )
             self.monitor = Monitor(
                 model,

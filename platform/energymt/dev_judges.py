@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 
 from energymt.configuration import TrainingConfig
 from energymt.decoding.rerank import TextScore
 from energymt.errors import ConfigurationError
 from energymt.metrics.alarms import AlarmConfig
 from energymt.preparation import Text
-from energymt.quality import Judge, Quality, open_judge
+from energymt.quality import Judge, Quality, open_judge, resolve
 
 
 class JudgedConfig(TrainingConfig):
-    """What every method that an estimator trains can be told about its judges."""
+    """What every method that an estimator trains can be told about it and its judges."""
+
+    least_coverage: float = Field(default=0.95, ge=0, le=1)
+    """Share of the translator's pieces that the estimator must know, or the run is refused; `dev/covered_mass` says how
+    much of the probability of translations is on pieces that it knows."""
 
     judge: str | None = None
     """Address of another metric of the COMET family, which only judges, with references if it reads them; the one that
@@ -25,9 +30,13 @@ class JudgedConfig(TrainingConfig):
 
 
 def require_other_judge(config: JudgedConfig, quality: str | None) -> None:
-    """Raise a ConfigurationError if the judge is the estimator that trains."""
-    if config.judge is not None and config.judge == quality:
-        raise ConfigurationError(f"judge and quality are both {quality}: what trains cannot judge as well.")
+    """Raise a ConfigurationError if the judge is the estimator that trains, whatever each is called."""
+    if config.judge is None or quality is None:
+        return
+    if config.judge == quality or resolve(config.judge) == resolve(quality):
+        raise ConfigurationError(
+            f"judge ({config.judge}) and quality ({quality}) are one estimator: what trains cannot judge as well."
+        )
 
 
 def open_judges(config: JudgedConfig, text: Text, quality: Quality, device: torch.device) -> dict[str, TextScore]:

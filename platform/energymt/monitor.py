@@ -37,6 +37,7 @@ SENTENCES = 256  # of dev that soft scores and divergences are taken of
 PROBED, TOLD_APART = 128, 50  # sentences that an estimator is probed with, and the fewest of a kind that say anything
 LOGITS = 1 << 24  # numbers in a tensor [B, U, V] of them
 ENTROPY, DIVERGENCE, SOFT, STOP = "dev/entropy", "dev/kl_to_start", "dev/quality_soft", "dev/stop"
+COVERAGE, MASS = "dev/coverage", "dev/covered_mass"
 
 
 @dataclass
@@ -77,6 +78,13 @@ class Monitor:
         texts = [text for text, _ in outputs]
         scores = {name: np.array(judge(sources, texts), dtype=np.float64) for name, judge in self.judges.items()}
         values = {f"dev/{name}": float(np.nanmean(found)) for name, found in scores.items()}
+        if not self.history:
+            values[COVERAGE] = self.energy.bridge.coverage
+            if values[COVERAGE] < 1.0:
+                sentence = (
+                    "The estimator knows %.1f %% of the translator's pieces; the others are unknown tokens to it."
+                )
+                logger.warning(sentence, 100 * values[COVERAGE])
         if "quality_frozen" in scores:
             values["dev/drift"] = float(np.nanmean(np.abs(scores["quality"] - scores["quality_frozen"])))
         values |= self._distance([hypothesis.ids for _, hypothesis in outputs], scores["quality"])
@@ -117,11 +125,12 @@ class Monitor:
         """Entropy and divergence from the start in nats per token, and the score of the soft tokens.
 
         Of some sentences; ends are counted where a translator says them. The soft score is that of the text of all, and
-        how far it is from the text's on those.
+        how far it is from the text's on those. With it comes the probability that is on pieces which the estimator
+        knows: what is missing to 1 it reads as unknown tokens.
         """
         chosen = [row for row in range(min(SENTENCES, len(ids))) if len(ids[row])]
         entropy = divergence = 0.0
-        tokens, soft = 0, dict[int, float]()
+        tokens, soft, masses = 0, dict[int, float](), list[float]()
         with inference(self.model):
             for rows in self._batches(chosen, ids):
                 encoded = [self.model.vocabulary.encode_source(self.corpus.inputs[row]) for row in rows]
@@ -136,10 +145,11 @@ class Monitor:
                 noise = Noise(0, 0, torch.tensor(rows, device=ids_BT.device))
                 energy_B = self.energy(source, replace(prediction, noise=noise))
                 soft |= dict(zip(rows, (-energy_B).tolist(), strict=True))
+                masses += self.energy.covered_mass(prediction).tolist()
         values = {ENTROPY: entropy / max(1, tokens), DIVERGENCE: divergence / max(1, tokens)}
         if soft:
             lead = float(np.nanmean(list(soft.values()))) - float(np.nanmean(scores_N[list(soft)]))
-            values[SOFT] = float(np.nanmean(scores_N)) + lead
+            values |= {SOFT: float(np.nanmean(scores_N)) + lead, MASS: sum(masses) / len(masses)}
         return values
 
     def _limits(self) -> list[int] | None:

@@ -98,7 +98,7 @@ def open_quality(
         ConfigurationError: one that cannot serve as an energy.
     """
     if address.startswith(POOL):
-        return _pooled(address.removeprefix(POOL), device, run if learns is not None else "", deterministic)
+        return _pooled(address.removeprefix(POOL), run if learns is not None else "", deterministic)
     estimator = load_estimator(fetch(address)).to(device)
     if not estimator.differentiable:
         raise ConfigurationError(
@@ -130,12 +130,26 @@ def open_original(address: str, device: torch.device) -> Judge:
     return open_judge(address, device)
 
 
-def _pooled(name: str, device: torch.device, run: str, deterministic: bool) -> Quality:
+def resolve(address: str) -> str:
+    """Where an address leads to: two that give the same are one estimator.
+
+    A pool leads to what it began with. What is no path and nothing that is fetched stays as it is.
+    """
+    if address.startswith(POOL):
+        from energymt.pool.opening import served_address
+
+        address = served_address(address.removeprefix(POOL))
+    path = Path(address).expanduser()
+    if not path.exists():
+        return str(fetch(address)) if ":/" in address else address
+    return str(path.resolve())
+
+
+def _pooled(name: str, run: str, deterministic: bool) -> Quality:
     from energymt.pool.opening import open_pool, require_learning
 
     require_learning(name, bool(run))
     estimator, learner = open_pool(name, run, alone=deterministic)
-    estimator.table_VD = estimator.table_VD.to(device)  # where translations are mixed
     pupil = None if learner is None else _Pooled(name, estimator, learner)
 
     def score(sources: Sequence[str], translations: Sequence[str]) -> Sequence[float]:

@@ -144,7 +144,9 @@ class SemiSupervised:
             config.quality, self.device, run=config.run_name or "", learns=learns, deterministic=config.deterministic
         )
         prefixes = task_prefixes([self.text.train_corpus, self.text.dev_corpus, corpus])
-        self.energy = QualityEnergy(self.quality.estimator, self.text.vocabulary, feed, prefixes=prefixes)
+        self.energy = QualityEnergy(
+            self.quality.estimator, self.text.vocabulary, feed, config.least_coverage, prefixes, self.device
+        )
         judges = open_judges(config, self.text, self.quality, self.device)
         if learns is not None:
             judges["quality_frozen"] = on_dev(open_original(config.quality, self.device), self.text)

@@ -9,6 +9,7 @@ from energymt.data.hub import HubVocabulary
 from energymt.data.vocabulary import SentencePieceVocabulary
 from energymt.energies import QualityEnergy
 from energymt.errors import ConfigurationError
+from energymt.models.scoring import score_lines
 from energymt.records import Prediction
 from tests import bridged, estimators, tiny
 from tests.bridged import ids_of, source_of
@@ -46,8 +47,19 @@ def test_a_metric_that_is_no_energy_is_refused(mbart: HubVocabulary) -> None:
         energy.discrete(source_of(mbart, ["ein Buch"]), *ids_of(mbart, ["a book"]))
 
 
-def test_the_estimator_s_own_table_is_left_alone() -> None:
+def test_the_estimator_s_own_table_is_left_alone(mbart: HubVocabulary) -> None:
     model = estimators.estimator("kiwi")
     before_VD = model.table_VD.clone()
-    QualityEnergy(model, model.vocabulary).table_VD.zero_()
+    QualityEnergy(model, mbart).table_VD.zero_()
     assert torch.equal(model.table_VD, before_VD)
+
+
+def test_a_translator_over_the_estimator_s_own_tokens_mixes_the_estimator_s_own_rows() -> None:
+    """No copy of them: a table that is mapped into memory is there once for all processes."""
+    model = estimators.estimator("kiwi")
+    energy = QualityEnergy(model, model.vocabulary)
+    assert energy.table_VD.data_ptr() == model.table_VD.data_ptr()
+    ids_BT, mask_BT = ids_of(model.vocabulary, bridged.TRANSLATIONS)
+    wanted = score_lines(model, bridged.SOURCES, bridged.TRANSLATIONS)
+    source = source_of(model.vocabulary, bridged.SOURCES)
+    assert energy.discrete(source, ids_BT, mask_BT).tolist() == pytest.approx([-score for score in wanted], abs=1e-6)

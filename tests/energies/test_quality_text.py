@@ -29,6 +29,8 @@ class Elsewhere:
 
     def submit(self, source: Source, target: SoftTarget) -> "Promise":
         self.log.append("asked")
+        if not target.emb_BTD.shape[-1]:
+            target = replace(target, emb_BTD=self.model.lookup(target.ids_BT))
         return Promise(self, source, target)
 
     def __call__(self, source: Source, target: SoftTarget) -> Tensor:

@@ -115,6 +115,43 @@ def test_nothing_frozen_receives_a_gradient(kind: str, order: str) -> None:
     assert not model.table_VD.requires_grad
 
 
+@pytest.mark.parametrize("way", ["weights", "autocast"])
+@pytest.mark.parametrize("kind", [*estimators.ENERGIES, "layer"])
+def test_scores_of_a_bf16_encoder_are_not_rounded_to_bf16(kind: str, way: str) -> None:
+    """Near 100 two numbers in bf16 are half a point from each other, and whole scores here are a few points apart."""
+    model = estimators.estimator("kiwi" if kind == "layer" else kind)
+    if kind == "layer":
+        model.config, model.mix = model.config.model_copy(update={"layer": -1}), None
+    with torch.no_grad():
+        model.head[-1].bias += 100.0
+    wanted_B, kept = scored(model), model.head[0].weight.clone()
+    if way == "weights":
+        model.bfloat16()
+        assert model.table_VD.dtype == torch.bfloat16
+        assert torch.equal(model.head[0].weight, kept)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way == "autocast"):
+        found_B = scored(model)
+    assert found_B.dtype == torch.float32
+    assert not torch.equal(found_B, found_B.bfloat16().float())
+    assert 0 < (found_B - wanted_B).abs().max() < 0.1
+
+
+def test_text_is_scored_above_a_bf16_encoder_as_soft_tokens_are() -> None:
+    for kind in (*estimators.ENERGIES, "xcomet"):
+        model = estimators.estimator(kind)
+        wanted = score_lines(model, estimators.SOURCES, estimators.TRANSLATIONS)
+        found = torch.tensor(score_lines(model.bfloat16(), estimators.SOURCES, estimators.TRANSLATIONS))
+        assert found.tolist() == pytest.approx(wanted, abs=0.1)
+        assert not torch.equal(found, found.bfloat16().float())
+
+
+def test_other_precisions_are_of_the_whole_estimator() -> None:
+    for dtype in (torch.float64, torch.float32):
+        model = estimators.estimator("kiwi").to(dtype=dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        assert scored(model).dtype == dtype
+
+
 def test_embeddings_stay_frozen_in_training() -> None:
     model = estimators.estimator("kiwi").requires_grad_(True)
     source, target = (

@@ -13,7 +13,6 @@ from energymt.models.estimator import QualityEstimator
 from energymt.pool import replica as replica_room
 from energymt.pool.server import DeviceError, Server
 from energymt.pool.wire import Ragged, Refusal, Reply, Request
-from tests import estimators
 from tests.pool.gated import Gated, begin, refusal
 from tests.pool.pools import LINES, locally, mixed, replica, request_of, require_close, rows_of, tensors
 
@@ -277,27 +276,6 @@ def test_a_device_that_fails_for_good_ends_the_process(
         tasks = await begin(replica(Gated(model, fault)), ask("0"))
         await ended.wait()
         assert not tasks[0].done()  # in a process that ends, its caller learns it from that
-
-    run(scenario())
-
-
-def test_remembered_replies_are_bounded_by_bytes(
-    server: Gated, ask: Any, model: QualityEstimator, monkeypatch: pytest.MonkeyPatch, run: Any
-) -> None:
-    size = replica_room._bytes(Reply("", "", 0, np.zeros(1, np.float32), np.zeros((9, estimators.WIDTH), np.float32)))
-    monkeypatch.setattr(replica_room, "REMEMBERED_BYTES", 3 * size)
-    served = replica(server)
-
-    async def scenario() -> None:
-        for n in range(40):
-            await served.serve(ask(str(n), n % B))
-            held = [replica_room._bytes(reply) for reply in served.remembered.values()]
-            assert sum(held) == served.remembered_bytes <= 3 * size
-        assert list(served.remembered)[-1] == "39"
-        assert len(served.remembered) >= 2
-        large = request_of("large", *rows_of(*mixed(model), [0, 1, 2, 4] * 10))
-        tensors(await served.serve(large))
-        assert served.remembered_bytes == len(served.remembered) == 0  # it alone is above the bound
 
     run(scenario())
 

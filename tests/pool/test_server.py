@@ -85,6 +85,23 @@ def test_ids_in_are_embeddings_in(model: QualityEstimator) -> None:
     assert torch.tensor(one.gradient).abs().sum(1).min() > 0
 
 
+@pytest.mark.parametrize("order", ["hard first", "soft first"])
+def test_hard_and_soft_translations_in_one_batch(order: str, model: QualityEstimator) -> None:
+    """To the last bit what they are beside each other as embeddings, ragged and with an empty one among them."""
+    source, target = (
+        estimators.source_of(model, estimators.SOURCES),
+        estimators.target_of(model, estimators.TRANSLATIONS),
+    )
+    _, soft = mixed(model)
+    requests = [request_of("hard", source, target), request_of("soft", source, soft)]
+    as_soft = [request_of("hard", source, replace(target, ids_BT=None)), requests[1]]
+    if order == "soft first":
+        requests, as_soft = requests[::-1], as_soft[::-1]
+    assert {request.target.values.ndim for request in requests} == {1, 2}
+    for found, wanted in zip(asked(Server(model), *requests), asked(Server(model), *as_soft), strict=True):
+        require_close(tensors(found), tensors(wanted), atol=0)
+
+
 @pytest.mark.parametrize("precision, dtype", [("fp32", torch.float64), ("fp64", torch.float32)])
 def test_scores_are_as_exact_as_the_estimator(precision: str, dtype: torch.dtype) -> None:
     """Whatever travels, and whatever it computes with: a gradient comes back as embeddings went out."""

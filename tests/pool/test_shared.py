@@ -31,7 +31,7 @@ def test_what_one_writes_the_other_reads(dtype: Any) -> None:
     values = (1000 * some()).astype(dtype)
     slot = taken(Slots(), values)
     place = slot.post(values)
-    opened = Views().open(place)
+    opened = Views().open(place, "me")
     assert opened is not None
     sent, returned = opened
     assert sent.dtype == returned.dtype == values.dtype
@@ -43,7 +43,7 @@ def test_what_one_writes_the_other_reads(dtype: Any) -> None:
 
 def answer(place: Place) -> None:
     """In a process of its own."""
-    opened = Views().open(place)
+    opened = Views().open(place, "me")
     assert opened is not None
     opened[1][...] = -opened[0]
 
@@ -63,17 +63,17 @@ def test_a_view_outlives_its_slot_and_a_later_slot_is_another() -> None:
     views, values = Views(), some()
     slot = taken(Slots(), values)
     place = slot.post(values)
-    opened = views.open(place)
+    opened = views.open(place, "me")
     assert opened is not None
     del slot
     np.testing.assert_array_equal(opened[0], values)
     opened[1][...] = 7.0  # a late answer: nobody reads it
     slot = taken(Slots(), values)
     later = slot.post(some(2))
-    found = views.open(later)
+    found = views.open(later, "me")
     assert found is not None
     np.testing.assert_array_equal(found[0], some(2))
-    assert Views().open(replace(later, key=place.key)) is None
+    assert Views().open(replace(later, key=place.key), "me") is None
 
 
 def test_memory_that_is_not_to_be_had(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_memory_that_is_not_to_be_had(tmp_path: Path) -> None:
             replace(place, key=bytes(32)),
             replace(place, shape=(10 * ROWS, WIDTH)),
         ):
-            assert Views().open(wrong) is None
+            assert Views().open(wrong, "me") is None
     os.close(reading)
     os.close(writing)
     assert file.read_bytes() == bytes(10_000_000)
@@ -144,9 +144,9 @@ def test_views_let_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
     places = [slot.post(some(seed)) for seed, slot in enumerate(held)]
     monkeypatch.setattr(shared, "LARGEST", 2 * len(held[0].memory))
     for place in (places[0], places[1], places[0], places[2]):
-        assert views.open(place) is not None
+        assert views.open(place, "me") is not None
     assert set(views.memory) == {places[0].key, places[2].key}
-    found = views.open(places[1])
+    found = views.open(places[1], "me")
     assert found is not None
     np.testing.assert_array_equal(found[0], some(1))
 

@@ -6,6 +6,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from energymt.errors import EnergyUnavailable, ResourceError, StorageError
 from energymt.models.estimator import QualityEstimator
 from energymt.pool import shared
+from energymt.pool.estimator import ScoreTicket
 from energymt.pool.settings import PoolConfig
 from energymt.pool.telemetry import WORDS
 from energymt.records import SoftTarget, Source
@@ -89,33 +91,37 @@ def test_pooled_is_local(
     assert all(reply.gradient is None and not reply.flags for reply in replies)
 
 
-def test_dynamic_batches_of_several_callers(pool: Any, local: QualityEstimator, sentences: Any) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_dynamic_batches_of_several_callers(alone: bool, pool: Any, local: QualityEstimator, sentences: Any) -> None:
+    """Three callers whose requests are one batch, and batches of their own where each is to be alone."""
     from energymt.pool.connection import Connection
     from energymt.pool.estimator import PooledEstimator
 
-    pool("batched", wait_ms=100.0)
+    pool("batched", wait_ms=5000.0)
     source, target = sentences
-    with Connection("batched") as connection:
-        pooled = PooledEstimator(connection.client, local.table_VD, local.vocabulary)
-        parts = [slice(0, 2), slice(2, 3), slice(3, 5)]
-        tickets = []
-        for part in parts:
-            rows = torch.arange(5)[part]
-            emb = target.emb_BTD[rows].clone().requires_grad_()
-            soft = SoftTarget(None, emb, target.mask_BT[rows])
-            tickets.append((emb, pooled.submit(source.select(rows), soft)))
-        scores = torch.cat([ticket.result() for _, ticket in tickets])
+    parts = [torch.tensor(rows) for rows in ([0, 1], [2], [3, 4])]
+    with ExitStack() as stack:
+        connections = [stack.enter_context(Connection("batched", alone=alone)) for _ in parts]
+        callers = [PooledEstimator(c.client, local.table_VD, local.vocabulary) for c in connections]
+
+        def asked() -> tuple[list[torch.Tensor], list[ScoreTicket]]:
+            embs = [target.emb_BTD[rows].clone().requires_grad_() for rows in parts]
+            softs = [SoftTarget(None, emb, target.mask_BT[rows]) for emb, rows in zip(embs, parts, strict=True)]
+            pieces = zip(callers, parts, softs, strict=True)
+            return embs, [caller.submit(source.select(rows), soft) for caller, rows, soft in pieces]
+
+        for ticket in asked()[1]:  # a replica waits for whom it has heard of
+            ticket.result()
+        embs, tickets = asked()
+        scores = torch.cat([ticket.result() for ticket in tickets])
         scores.sum().backward()
     wanted_emb = target.emb_BTD.clone().requires_grad_()
     wanted = local(source, replace(target, emb_BTD=wanted_emb))
     wanted.sum().backward()
     torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-5)
-    torch.testing.assert_close(torch.cat([emb.grad for emb, _ in tickets]), wanted_emb.grad, rtol=0, atol=1e-5)
-    from energymt.pool import lifecycle
-
-    # Three requests, one batch: each waited until the last had come.
-    [row] = lifecycle.status("batched")["replicas"]
-    assert row["state"] == "healthy"
+    torch.testing.assert_close(torch.cat([emb.grad for emb in embs]), wanted_emb.grad, rtol=0, atol=1e-5)
+    # Every reply says how long its batch took: to the last bit the same for those of one batch.
+    assert len({ticket.reply().computed for ticket in tickets}) == (3 if alone else 1)
 
 
 def test_a_pool_that_is_not_there(local_ray: Path) -> None:

@@ -26,7 +26,7 @@ class Far(Replica):
 
     def __init__(self, plan: ReplicaPlan) -> None:
         super().__init__(plan)
-        self.views.open = lambda place: None  # type: ignore[method-assign]
+        self.views.open = lambda place, caller: None  # type: ignore[method-assign]
         self.posted = 0
 
     async def serve_posted(self, request: Any, place: Place) -> Any:

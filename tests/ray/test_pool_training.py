@@ -123,11 +123,18 @@ def test_a_pool_that_learns_is_not_asked_as_if_it_stood_still(pools: None, world
     with pytest.raises(ConfigurationError, match=r"The pool school learns \(learns=head\), so that what it"):
         toy.make("reinforce", toy.config("reinforce", world, quality="pool:school"))
     with pytest.raises(ConfigurationError, match="The pool school learns"):
-        toy.make("qe_ebm", toy.config("qe_ebm", world, judge="pool:school"))
+        toy.make("qe_ebm", toy.config("qe_ebm", world, quality=str(world / "judge"), judge="pool:school"))
     with pytest.raises(ConfigurationError, match="The pool default is static and nobody can teach it"):
         toy.make("qe_ebm", toy.config("qe_ebm", world, quality="pool:default", dynamic=DYNAMIC, run_name="pupil"))
     with pytest.raises(ConfigurationError, match="set run_name"):
         toy.make("qe_ebm", toy.config("qe_ebm", world, quality="pool:school", dynamic=DYNAMIC))
+
+
+def test_what_a_pool_serves_does_not_judge_itself(pools: None, world: Path) -> None:
+    own = str(world / "estimator")
+    for quality, judge in (("pool:default", own), (own, "pool:default"), ("pool:school", "pool:default")):
+        with pytest.raises(ConfigurationError, match="what trains cannot judge"):
+            toy.make("qe_ebm", toy.config("qe_ebm", world, quality=quality, judge=judge))
 
 
 # --------------------------------------------------------------------------------------- which Ray a training stands on

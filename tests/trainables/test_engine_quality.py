@@ -173,8 +173,16 @@ def test_what_no_estimator_trains_is_not_judged(folder: Path, estimator: Path) -
     for field, value in (("judge", str(estimator)), ("stop_at_alarm", True), ("alarms", {"repeated": 0.1})):
         with pytest.raises(ConfigurationError, match=rf"{field} is set and quality is not: .*leave {field} out"):
             made(folder, **{field: value})
-    with pytest.raises(ConfigurationError, match="what trains cannot judge"):
-        made(folder, quality=str(estimator), judge=str(estimator))
+
+
+def test_an_estimator_is_no_judge_of_itself_under_another_name(
+    folder: Path, estimator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(estimator.parent)
+    (link := folder / "link").symlink_to(estimator)
+    for name in (str(estimator), "estimator", "./estimator", f"../{folder.name}/estimator", str(link)):
+        with pytest.raises(ConfigurationError, match="what trains cannot judge"):
+            made(folder, quality=str(estimator), judge=name)
 
 
 def test_without_an_estimator_there_is_no_quality(folder: Path) -> None:
@@ -192,7 +200,9 @@ def test_estimators_that_cannot_stand_beside_the_teacher_are_refused(
         made(folder, quality=str(folder / "nowhere"))
     with pytest.raises(ConfigurationError, match="no energy"):
         made(folder, quality=str(estimators.converted("regression")))
-    with pytest.raises(ConfigurationError, match="knows 0 of"):
-        made(folder, quality=str(greek))
+    for name, settings in (("engine", {}), ("qe_ebm", {"model": {"init": str(folder / "transformer-toy")}})):
+        with pytest.raises(ConfigurationError, match=r"knows 0 of .* 95\.0% are asked for.* lower least_coverage"):
+            toy.ready(name, folder, quality=str(greek), **settings)
+        toy.ready(name, folder, quality=str(greek), least_coverage=0.0, **settings).close()
     with pytest.raises(ConfigurationError, match="quality_weight"):
         made(folder, quality=str(estimator), quality_weight=0)

@@ -87,6 +87,9 @@ class Bridge:
         self.row_V[translator.unk_id] = estimator.unk_id
         never = {*translator.never_ids, translator.eos_id}
         self.identical = all(row >= 0 or token in never for token, row in enumerate(self.row_V.tolist()))
+        self._same_ids = translator.size <= estimator.size and all(
+            row == token or token in never for token, row in enumerate(self.row_V.tolist())
+        )
 
     def require(self, least: float) -> None:
         """Refuse a bridge that covers less than this share.
@@ -105,7 +108,13 @@ class Bridge:
 
     @torch.no_grad()
     def table(self, table_ED: Tensor) -> Tensor:
-        """The translator's tokens in the estimator's embedding space, [V, D]; built without anything larger."""
+        """The translator's tokens in the estimator's embedding space, [V, D]; built without anything larger.
+
+        Where every token that a translation may hold has the same id in both, these are rows of `table_ED` itself, and
+        no copy of it, so leave them as they are: it may be mapped into memory, once for all processes of a machine.
+        """
+        if self._same_ids:
+            return table_ED[: len(self.row_V)]
         rows_N, starts_V = self.rows_N.to(table_ED.device), self.starts_V.to(table_ED.device)
         return torch.nn.functional.embedding_bag(rows_N, table_ED, starts_V, mode="mean")
 

@@ -40,7 +40,7 @@ class Asynchronous(Protocol):
     """An estimator in another process, which can be asked now and listened to later."""
 
     def submit(self, source: Source, target: SoftTarget) -> PromisedScores:
-        """Ask; several questions may be in flight."""
+        """Ask; several questions may be in flight. Where the target has ids, its embeddings may be of width 0."""
         ...
 
 
@@ -54,6 +54,8 @@ class QualityEnergy:
         feed: the operator that makes the tokens which the estimator reads.
         least_coverage: the share of the translator's pieces that the estimator must know.
         prefixes: task prefixes that sources may have, which the estimator does not read.
+        device: where translations are mixed; None: where the estimator's table is. One in another process keeps that on
+            the host, so that this energy's is the only one on a GPU.
 
     Raises:
         ConfigurationError: an unknown operator, or vocabularies that cannot be bridged.
@@ -68,6 +70,7 @@ class QualityEnergy:
         feed: str = "ST",
         least_coverage: float = 0.95,
         prefixes: Iterable[str] = (),
+        device: torch.device | None = None,
     ) -> None:
         operators.operator(feed)
         if isinstance(estimator, nn.Module):
@@ -75,7 +78,7 @@ class QualityEnergy:
         self.estimator, self.vocabulary, self.feed = estimator, vocabulary, feed
         self.bridge = Bridge(vocabulary, estimator.vocabulary, prefixes)
         self.bridge.require(least_coverage)
-        self.table_VD = self.bridge.table(estimator.table_VD)
+        self.table_VD = self.bridge.table(estimator.table_VD).to(device)
 
     def __call__(self, source: Source, prediction: Prediction) -> Tensor:
         """The relaxed energy of each sentence, [B]; its gradient reaches the logits through the operator.
@@ -103,15 +106,22 @@ class QualityEnergy:
     def begin_text(self, source: Source, ids_BT: Tensor, mask_BT: Tensor) -> Callable[[], Tensor]:
         """The energy of the text that discrete translations write, as the estimator splits it, [B]; see `begin`."""
         ids_BT, mask_BT = self.bridge.target(ids_BT, mask_BT)
-        emb_BTD = nn.functional.embedding(ids_BT, self.estimator.table_VD)
+        if isinstance(self.estimator, Asynchronous):  # what travels are the ids
+            emb_BTD = torch.empty(*ids_BT.shape, 0, device=ids_BT.device)
+        else:
+            emb_BTD = nn.functional.embedding(ids_BT, self.estimator.table_VD)
         return self._begin(source, SoftTarget(ids_BT, emb_BTD, mask_BT))
 
     @torch.no_grad()
     def covered_mass(self, prediction: Prediction) -> Tensor:
         """The probability that the tokens of each sentence are ones the estimator knows, on average, [B]; for the log.
 
-        What is missing to 1 is scored as unknown tokens. A sentence without tokens has 1.
+        What is missing to 1 is scored as unknown tokens. A sentence without tokens has 1, and so has each one where
+        every token is a row of the estimator's.
         """
+        _require_size(_size(prediction), len(self.table_VD))
+        if self.bridge.identical:
+            return self.table_VD.new_ones(len(prediction.mask_BT))
         covered_V1 = self.bridge.covered_V.to(self.table_VD).unsqueeze(1)
         mass_BT = relaxed("SX", prediction, covered_V1, None)[1].squeeze(-1)
         lost_BT = (1.0 - mass_BT).masked_fill(~prediction.mask_BT, 0.0)
@@ -132,14 +142,21 @@ def relaxed(name: str, prediction: Prediction, table_VD: Tensor, noise: Noise | 
     Here alone a prediction is looked into; nothing of size [B, T, V] is made where it is a projection.
     """
     logits_BTV, projection, given_BT = prediction.logits_BTV, prediction.projection, prediction.hard_ids_BT
+    _require_size(_size(prediction), len(table_VD))
     if projection is not None:
-        _require_size(len(projection.matrix_VH), len(table_VD))
         ids_BT = projected.hard_ids_of(name, projection, given_BT, noise)
         return ids_BT, projected.embed_projected(name, projection, table_VD, ids_BT, noise)
     assert logits_BTV is not None
-    _require_size(logits_BTV.shape[-1], len(table_VD))
     ids_BT = operators.hard_ids_of(name, logits_BTV, given_BT, noise)
     return ids_BT, operators.embed(name, logits_BTV, table_VD, ids_BT, noise)
+
+
+def _size(prediction: Prediction) -> int:
+    """V of what it is over."""
+    if prediction.projection is not None:
+        return len(prediction.projection.matrix_VH)
+    assert prediction.logits_BTV is not None
+    return prediction.logits_BTV.shape[-1]
 
 
 def _require_size(found: int, wanted: int) -> None:

@@ -29,8 +29,13 @@ TRANSFORMATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def exact(values: Tensor) -> Tensor:
+    """In float32 at least: an encoder may compute in bf16, and what is made of its states may not."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class LayerMix(nn.Module):
-    """γ · Σ_n s_n · h_n over the layers, s = softmax(w) or sparsemax(w); w and γ are learnt.
+    """γ · Σ_n s_n · h_n over the layers, s = softmax(w) or sparsemax(w); w and γ are learnt. In float32 at least.
 
     Args:
         layers: N.
@@ -52,11 +57,11 @@ class LayerMix(nn.Module):
         weights_N: Tensor = self.weights_N
         if self.training and self.dropout:
             weights_N = weights_N.masked_fill(torch.rand_like(weights_N) <= self.dropout, DROPPED)
-        mixed = states_N[0].new_zeros(())
+        mixed = exact(states_N[0].new_zeros(()))
         for share, state_BJD in zip(self.transform(weights_N).unbind(), states_N, strict=True):
-            piece = state_BJD[:, :1] if first_only else state_BJD
+            piece = exact(state_BJD[:, :1] if first_only else state_BJD)
             if self.layer_norm:
-                mean_B11, variance_B11 = _moments(state_BJD, mask_BJ)
+                mean_B11, variance_B11 = _moments(exact(state_BJD), mask_BJ)
                 piece = (piece - mean_B11) / (variance_B11 + 1e-12).sqrt()
             mixed = mixed + share * piece
         return self.gamma * mixed

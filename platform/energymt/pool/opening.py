@@ -68,9 +68,21 @@ def learnt_part(name: str) -> Learns:
     return learns
 
 
+def served_address(name: str) -> str:
+    """What the settings of a pool name as its estimator.
+
+    Raises:
+        EnergyUnavailable: no such pool.
+    """
+    if not ray.is_initialized():
+        ground.join()
+    address: str = lifecycle.status(name)["estimator"]
+    return address
+
+
 def frozen_address(name: str) -> str:
     """The address of the estimator that a pool began with."""
-    address: str = lifecycle.status(name)["estimator"]
+    address = served_address(name)
     if ":" in address and "/" not in address:
         raise ConfigurationError(f"The pool {name} serves {address}, which is no folder.")
     return address

@@ -51,8 +51,10 @@ class Replica:
         self.copy = LearningCopy(server, config) if config.learns is not None else None
         self.batcher = Batcher(config.tokens_per_batch, config.wait_ms / 1e3, config.room)
         self.futures: dict[str, asyncio.Future[Reply | Refusal]] = {}
-        self.remembered: OrderedDict[str, Reply] = OrderedDict()
+        self.remembered: OrderedDict[str, tuple[str, Reply]] = OrderedDict()  # of each id: who asked, and the answer
         self.remembered_bytes = 0
+        self.computing: Sequence[Entry] = ()
+        self.abandoned: set[str] = set()  # ids of these that nobody will ask for again
         self.views = Views()
         self.thread = ThreadPoolExecutor(1, "model")
         self.wake = asyncio.Event()
@@ -66,7 +68,7 @@ class Replica:
     async def serve(self, request: Request) -> Reply | Refusal:
         """Answer when the batch of this request is computed; at once if it is refused."""
         if request.id in self.remembered:
-            return self.remembered[request.id]
+            return self.remembered[request.id][1]
         future = self.futures.get(request.id)
         if future is None:
             if fault := request.fault():
@@ -87,7 +89,7 @@ class Replica:
         Refused as "far" where that memory is not to be had. A gradient of another shape than the embeddings is in the
         reply itself.
         """
-        opened = self.views.open(place)
+        opened = self.views.open(place, request.client)
         if opened is None:
             return Refusal(request.id, self.plan.name, "far", self.server.version)
         sent, returned = opened
@@ -124,10 +126,14 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self.thread, getattr(self.copy, work), *arguments)
 
     async def forget(self, client: str) -> int:
-        """Drop what a dead caller has queued; how many requests that were."""
+        """Drop what a caller that is gone has queued, its answers and its memory; how many requests were queued."""
         dropped = self.batcher.drop(lambda entry: entry.request.client == client)
         for entry in dropped:
             self._resolve(entry, self._refusal(entry.request, "late"))
+        self.abandoned |= {entry.request.id for entry in self.computing if entry.request.client == client}
+        for name in [name for name, (asked, _) in self.remembered.items() if asked == client]:
+            self.remembered_bytes -= _bytes(self.remembered.pop(name)[1])
+        self.views.forget(client)
         return len(dropped)
 
     async def drain(self) -> None:
@@ -154,7 +160,10 @@ class Replica:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.wake.wait(), due)
                 continue
-            await self._compute(self.batcher.take(), now)
+            self.computing = self.batcher.take()
+            await self._compute(self.computing, now)
+            self.computing = ()
+            self.abandoned.clear()
 
     async def _compute(self, entries: Sequence[Entry], start: float) -> None:
         """Answer a batch. A request that raises has its callers told, and takes no other one with it."""
@@ -187,15 +196,17 @@ class Replica:
             self.waits.append(waited)
             self.latencies.append(now - entry.arrived)
             done = replace(reply, waited=waited)
-            self._remember(done)
+            if entry.request.id not in self.abandoned:
+                self._remember(entry.request.client, done)
             self._resolve(entry, done)
 
-    def _remember(self, reply: Reply) -> None:
+    def _remember(self, client: str, reply: Reply) -> None:
         """First in, first out: replies of one batch share its memory, and are forgotten together."""
-        self.remembered[reply.id] = reply
+        self.remembered[reply.id] = client, reply
         self.remembered_bytes += _bytes(reply)
         while self.remembered_bytes > REMEMBERED_BYTES:
-            self.remembered_bytes -= _bytes(self.remembered.popitem(last=False)[1])
+            _, (_, oldest) = self.remembered.popitem(last=False)
+            self.remembered_bytes -= _bytes(oldest)
 
     def _resolve(self, entry: Entry, answer: Reply | Refusal) -> None:
         future = self.futures.pop(entry.request.id, None)

@@ -16,7 +16,6 @@ from itertools import accumulate, chain, pairwise
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from energymt.errors import EnergymtError
 from energymt.models.estimator import QualityEstimator
@@ -192,9 +191,8 @@ class Server:
         table_VD = self.estimator.table_VD
         lengths = np.array([len(sentence.source) for sentence in sentences], dtype=np.int32)
         source_BS, source_mask_BS = padded(Ragged(np.concatenate([item.source for item in sentences]), lengths))
-        embeddings = [self._embeddings(sentence) for sentence in sentences]
-        emb_BTD = pad_sequence(embeddings, batch_first=True).to(table_VD).requires_grad_(gradient)
-        lengths_B = torch.tensor([len(emb_TD) for emb_TD in embeddings])
+        emb_BTD = self._embeddings(sentences).requires_grad_(gradient)
+        lengths_B = torch.tensor([len(sentence.target) for sentence in sentences])
         mask_BT = (torch.arange(emb_BTD.shape[1]) < lengths_B[:, None]).to(table_VD.device)
         source = Source(source_BS.to(table_VD.device), source_mask_BS.to(table_VD.device))
         with torch.set_grad_enabled(gradient):
@@ -206,15 +204,24 @@ class Server:
             gradient_ND = gradient_BTD.masked_fill(~finite_B[:, None, None], 0.0)[mask_BT]
         reason = "its score or its gradient is not finite"
         flags = {row: reason for row, finite in enumerate(finite_B.tolist()) if not finite}
-        exact = score_B.detach().to(torch.promote_types(score_B.dtype, torch.float32))
-        return Answers(exact.masked_fill(~finite_B, float("nan")), gradient_ND, flags)
+        return Answers(score_B.detach().masked_fill(~finite_B, float("nan")), gradient_ND, flags)
 
-    def _embeddings(self, sentence: Sentence) -> Tensor:
-        """[T, D] of a translation."""
-        table_VD, target = self.estimator.table_VD, sentence.target
-        if target.ndim == 2:
-            return from_numpy(target, sentence.precision).to(table_VD)
-        return self.estimator.lookup(torch.from_numpy(target.astype(np.int64)).to(table_VD.device))
+    def _embeddings(self, sentences: list[Sentence]) -> Tensor:
+        """[B, T, D] of translations, anything on padding; ids go to the device as one array, and so do embeddings."""
+        table_VD, longest = self.estimator.table_VD, max(len(sentence.target) for sentence in sentences)
+        hard = [row for row, sentence in enumerate(sentences) if sentence.target.ndim == 1]
+        soft = [row for row, sentence in enumerate(sentences) if sentence.target.ndim == 2]
+        parts = []
+        if hard:
+            ids_BT = torch.from_numpy(_stacked([sentences[row].target for row in hard], longest).astype(np.int64))
+            parts.append(self.estimator.lookup(ids_BT.to(table_VD.device)))
+        if soft:
+            values = _stacked([sentences[row].target for row in soft], longest)
+            parts.append(from_numpy(values, sentences[0].precision).to(table_VD))
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor(hard + soft).argsort()
+        return torch.cat(parts)[order.to(table_VD.device)]
 
     def _of(self, sentences: int, positions: int, gradient: bool, flags: dict[int, str] | None = None) -> Answers:
         """Scores that are NaN and gradients that are 0."""
@@ -230,6 +237,14 @@ def _sentences(request: Request) -> list[Sentence]:
     sources = np.split(request.source.values, np.cumsum(request.source.lengths)[:-1])
     targets = np.split(request.target.values, np.cumsum(request.target.lengths)[:-1])
     return [Sentence(source, target, request.precision) for source, target in zip(sources, targets, strict=True)]
+
+
+def _stacked(rows: Sequence[Array], longest: int) -> Array:
+    """One array of rows [L] or [L, D], 0 on padding."""
+    out = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
+    for whole, row in zip(out, rows, strict=True):
+        whole[: len(row)] = row
+    return out
 
 
 def _is_out_of_memory(error: Exception) -> bool:

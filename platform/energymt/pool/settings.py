@@ -39,7 +39,7 @@ class PoolConfig(Section):
     threads: PositiveInt = 1
     """Threads of a replica on CPUs."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """Of the weights."""
+    """Of the weights; those above the encoder stay in fp32 where it is bf16."""
     tokens_per_batch: PositiveInt = 8192
     """Padded positions of a dynamic batch."""
     wait_ms: NonNegativeFloat = 2.0

@@ -52,16 +52,22 @@ class Views:
 
     def __init__(self) -> None:
         self.memory: OrderedDict[bytes, mmap.mmap] = OrderedDict()
+        self.callers: dict[bytes, str] = {}  # whose it is
 
-    def open(self, place: Place) -> tuple[Array, Array] | None:
+    def open(self, place: Place, caller: str) -> tuple[Array, Array] | None:
         """Embeddings and gradient of a place, or None where that memory is not to be had."""
-        memory = self.memory.get(place.key) or self._map(place)
+        memory = self.memory.get(place.key) or self._map(place, caller)
         if memory is None or len(memory) < KEY + 2 * place.size:
             return None
         self.memory.move_to_end(place.key)
         return _arrays(memory, place)
 
-    def _map(self, place: Place) -> mmap.mmap | None:
+    def forget(self, caller: str) -> None:
+        """Let go what is a caller's; arrays of it that are still in use stay until they are not."""
+        for key in [key for key, owner in self.callers.items() if owner == caller]:
+            del self.memory[key], self.callers[key]
+
+    def _map(self, place: Place, caller: str) -> mmap.mmap | None:
         try:
             descriptor = os.open(f"/proc/{place.process}/fd/{place.descriptor}", FLAGS)
             try:
@@ -72,9 +78,9 @@ class Views:
             return None
         if memory[: len(place.key)] != place.key:
             return None
-        self.memory[place.key] = memory
+        self.memory[place.key], self.callers[place.key] = memory, caller
         while len(self.memory) > 1 and sum(map(len, self.memory.values())) > LARGEST:
-            self.memory.popitem(last=False)
+            del self.callers[self.memory.popitem(last=False)[0]]
         return memory
 
 
