@@ -56,7 +56,7 @@ class PooledLearner:
 
     def state(self) -> WireState:
         """Learnt weights and moments, for the checkpoint of the run (`lessons.save_state`)."""
-        state: WireState = self._ask(lambda supervisor: supervisor.learnt.remote(), "its state")
+        state: WireState = self._ask(lambda supervisor: supervisor.learnt.remote(self.seconds), "its state")
         return state
 
     def restore(self, state: WireState | None) -> int:
@@ -93,7 +93,7 @@ class PooledLearner:
 def _error(name: str, what: str, refusal: LearnRefusal) -> EnergyTimeout | EnergyUnavailable:
     if refusal.reason == "late":
         return EnergyTimeout(
-            f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt; see that all "
-            f"trainers run, and `energymt pool status`."
+            f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt; see `energymt pool "
+            f"status`."
         )
     return EnergyUnavailable(f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt.")

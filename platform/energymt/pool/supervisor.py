@@ -117,10 +117,10 @@ class Supervisor:
         await self.run()
         return STATIC if self.teaching is None else await self.teaching.learn(part)
 
-    async def learnt(self) -> WireState | LearnRefusal:
+    async def learnt(self, seconds: float) -> WireState | LearnRefusal:
         """What was learnt so far."""
         await self.run()
-        return STATIC if self.teaching is None else await self.teaching.state()
+        return STATIC if self.teaching is None else await self.teaching.state(seconds)
 
     async def restore(self, run: str, state: WireState | None, seconds: float) -> int | LearnRefusal:
         """Go back to a state, or to the start."""

@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 
-from energymt.pool.copies import PAUSE, Copies, Ground, RefusedError
+from energymt.pool.asking import PAUSE, Ground, RefusedError
+from energymt.pool.copies import Copies
 from energymt.pool.fleet import ReplicaState
 from energymt.pool.health import Health
 from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState, combine, share_out
@@ -65,10 +67,11 @@ class Teaching:
         try:
             if fault := part.fault():
                 raise RefusedError("failed", f"the part is damaged: {fault}")
-            await self._admit(part.run, time.monotonic() + part.seconds)
+            until = time.monotonic() + part.seconds
+            await self._admit(part.run, until)
             if (done := self._done(part)) is not None:
                 return done
-            entered = self._enter(part)
+            entered = self._enter(part, until)
         except RefusedError as error:
             return error.refusal
         try:
@@ -76,13 +79,14 @@ class Teaching:
         except TimeoutError:
             if entered.task is None:
                 return self._late(part, entered)
-            return await asyncio.shield(entered.answer)  # it is being taken, and its parts have deadlines of their own
+            return await asyncio.shield(entered.answer)  # it is being taken, and nothing in it outlives the deadline
 
-    async def state(self) -> WireState | LearnRefusal:
+    async def state(self, seconds: float) -> WireState | LearnRefusal:
         """Weights and moments of the present version, for the checkpoint of a run."""
         try:
-            async with self.turn:
-                return await self.copies.state(self.fleet.version)
+            until = time.monotonic() + seconds
+            async with self._turn(until):
+                return await self.copies.state(self.fleet.version, until)
         except RefusedError as error:
             return error.refusal
 
@@ -91,7 +95,7 @@ class Teaching:
         try:
             until = time.monotonic() + seconds
             await self._admit(run, until, fresh=False)
-            async with self.turn:
+            async with self._turn(until):
                 return await self._restore(state, until)
         except RefusedError as error:
             return error.refusal
@@ -119,7 +123,7 @@ class Teaching:
             return
         if owner in self.runs():
             raise RefusedError("leased", f"the run {owner} learns in this pool: start another pool, or wait for it")
-        async with self.turn:
+        async with self._turn(until):
             if self.run != run:
                 self.run, self.last = run, {}
                 if fresh and self.fleet.version:
@@ -133,9 +137,9 @@ class Teaching:
             raise RefusedError("past", f"step {part.step} was asked for and step {self.last['step']} was taken")
         return LearnReply(part.run, part.step, self.last["version"], self.last["metrics"])
 
-    def _enter(self, part: LearnPart) -> Round:
+    def _enter(self, part: LearnPart, until: float) -> Round:
         """Add a part to its round, which begins when all are there."""
-        found = self.rounds.setdefault(part.key, Round(time.monotonic() + part.seconds))
+        found = self.rounds.setdefault(part.key, Round(until))
         for other in found.parts.values():
             if (other.parts, other.options) != (part.parts, part.options):
                 raise RefusedError("failed", "the trainers of a step disagree on the number of parts or the options")
@@ -152,13 +156,13 @@ class Teaching:
         return LearnRefusal(
             "late",
             f"part {missing} of {part.parts} of step {part.step} of the run {part.run} did not come within "
-            f"{part.seconds:g} s",
+            f"{part.seconds:g} s; see that all trainers run",
         )
 
     async def _take(self, key: tuple[str, int], found: Round) -> None:
         answer: LearnReply | LearnRefusal
         try:
-            async with self.turn:
+            async with self._turn(found.ends):
                 parts = [found.parts[number] for number in sorted(found.parts)]
                 answer = await self._step(parts, found.ends)
         except RefusedError as error:
@@ -170,20 +174,36 @@ class Teaching:
         if not found.answer.done():
             found.answer.set_result(answer)
 
+    @asynccontextmanager
+    async def _turn(self, until: float) -> AsyncIterator[None]:
+        """One thing at a time changes what is learnt, or reads it."""
+        try:
+            await asyncio.wait_for(self.turn.acquire(), max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            raise RefusedError("late", "a step or a state that came before was still under way") from None
+        try:
+            yield
+        finally:
+            self.turn.release()
+
     async def _step(self, parts: list[LearnPart], until: float) -> LearnReply:
         first, version, copies = parts[0], self.fleet.version, self.copies
         serving = await copies.serving(until)
         shards = share_out(parts, len(serving), version)
         if not shards:
             raise RefusedError("failed", "the step holds no sentence")
-        work = [copies.differentiate(shard, place, until) for place, shard in enumerate(shards)]
-        mean, metrics = combine(await asyncio.gather(*work))
+        work = [asyncio.create_task(copies.differentiate(shard, place, until)) for place, shard in enumerate(shards)]
+        try:
+            mean, metrics = combine(await asyncio.gather(*work))
+        finally:
+            for task in work:  # a step that one shard has failed asks for no other
+                task.cancel()
         if not np.isfinite(mean).all():
             raise RefusedError("failed", "the gradient of the estimator is not finite; lower the learning rate")
         last = {"run": first.run, "step": first.step, "version": version + 1, "metrics": metrics}
         said, ready = await copies.prepare(version + 1, ray.put(mean), first, last, until)
         self.last = last
-        await copies.release(version + 1, said, ready)
+        await copies.release(version + 1, said, ready, until)
         return LearnReply(first.run, first.step, version + 1, metrics)
 
     async def _restore(self, state: WireState | None, until: float) -> int:
