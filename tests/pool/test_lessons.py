@@ -27,7 +27,8 @@ CPU = torch.device("cpu")
 
 
 def part(first: int, last: int, number: int = 0, parts: int = 1) -> LearnPart:
-    return LearnPart("run", 0, number, parts, *pack_lesson(lessons.lesson(estimators.estimator("kiwi"), first, last)))
+    lesson = lessons.lesson(estimators.estimator("kiwi"), first, last)
+    return LearnPart("run", 0, number, parts, *pack_lesson(lesson), seconds=60.0)
 
 
 def test_a_lesson_comes_back_as_it_was() -> None:

@@ -133,8 +133,8 @@ class Asking:
         who = " and ".join(f"replica {ask.number}" for ask in self.running.values()) or "the pool"
         return RefusedError(
             "late",
-            f"{who} still computed the gradient when the time of the step was over; give lessons of fewer pairs or "
-            f"samples",
+            f"{who} still computed the gradient when the time of the step was over; start the pool with more "
+            f"`lesson_seconds`, or give lessons of fewer pairs or samples",
         )
 
 

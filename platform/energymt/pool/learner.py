@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from energymt.errors import ConfigurationError, EnergyTimeout, EnergyUnavailable
 from energymt.models.learning import Lesson, LessonOptions
-from energymt.pool import actors
+from energymt.pool import actors, lifecycle
 from energymt.pool.connection import Connection
 from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState, pack_lesson
 
@@ -24,13 +24,19 @@ class PooledLearner:
 
     Args:
         connection: to the pool, made with the name of the run.
-        seconds: until a step is given up.
+        seconds: until a step is given up; None: the pool's `lesson_seconds`.
+
+    Raises:
+        EnergyUnavailable: the pool does not say them.
     """
 
-    def __init__(self, connection: Connection, seconds: float = 120.0) -> None:
+    def __init__(self, connection: Connection, seconds: float | None = None) -> None:
         if not connection.run:
             raise ConfigurationError("A pool learns for one run at a time: connect with `run`, the name of the run.")
-        self.connection, self.seconds = connection, seconds
+        self.connection = connection
+        self.seconds: float = (
+            lifecycle.status(connection.transport.name)["lesson_seconds"] if seconds is None else seconds
+        )
 
     def learn(
         self, lesson: Lesson, step: int, *, part: int = 0, parts: int = 1, options: LessonOptions | None = None
@@ -50,7 +56,7 @@ class PooledLearner:
             EnergyUnavailable: no replica, another run learns here, or the step raised; nothing has changed.
         """
         chosen = options or LessonOptions()
-        sent = LearnPart(self.connection.run, step, part, parts, *pack_lesson(lesson), chosen, self.seconds)
+        sent = LearnPart(self.connection.run, step, part, parts, *pack_lesson(lesson), self.seconds, chosen)
         reply: LearnReply = self._ask(lambda supervisor: supervisor.learn.remote(sent), f"step {step}")
         return reply
 

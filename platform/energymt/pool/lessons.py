@@ -37,9 +37,9 @@ class LearnPart:
     target: Ragged  # C candidates, the gold first in each group
     sizes: NDArray[np.int32]  # [G]
     log_probs: NDArray[np.float32]  # [C]
-    options: LessonOptions = field(default_factory=LessonOptions)
-    seconds: float = 120.0
+    seconds: float
     """Until the step is given up."""
+    options: LessonOptions = field(default_factory=LessonOptions)
 
     @property
     def key(self) -> tuple[str, int]:

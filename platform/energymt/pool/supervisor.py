@@ -144,6 +144,7 @@ class Supervisor:
             "estimator": self.config.estimator,
             "version": self.fleet.version,
             "learns": self.config.learns,
+            "lesson_seconds": self.config.lesson_seconds,
             "seconds": now - self.started,
             "replicas": replicas,
             "leases": [{"label": lease.label, "seconds": now - lease.since} for lease in self.leases.values()],
