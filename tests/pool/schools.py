@@ -79,7 +79,7 @@ class School:
         for number in range(size):
             self.enter(number)
         self.runs = {"run"}
-        self.teaching = Teaching(self, lambda: self.runs, ())
+        self.teaching = Teaching(self, lambda: self.runs, (), 0.0)
 
     def enter(self, number: int) -> None:
         """A process of that number, new or in place of another, has answered."""
@@ -87,8 +87,18 @@ class School:
         self.ping(number)
 
     def ping(self, number: int) -> None:
-        health = self.handles[number].served.server
-        self.fleet.pinged(number, time.monotonic(), health.version, served=0, busy=0)
+        version = self.handles[number].served.server.version
+        self.fleet.pinged(number, time.monotonic(), version, served=0, busy=0)
+
+    async def restart(self, lease: float) -> None:
+        """The supervisor's process ended; another one has found the replicas, and has heard of no caller yet."""
+        self.runs, self.fleet = set(), Fleet(len(self.handles))
+        for number in self.handles:
+            self.fleet.adopt(number, time.monotonic())
+        self.teaching = Teaching(self, lambda: self.runs, self.handles, lease)
+        for number, handle in self.handles.items():
+            self.teaching.seen(number, await handle.served.ping())
+            self.ping(number)
 
     def part(self, step: int, seconds: float = 30.0, run: str = "run", **more: Any) -> LearnPart:
         """All of a step."""

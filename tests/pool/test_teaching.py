@@ -100,3 +100,71 @@ def test_what_waits_for_its_turn_has_a_deadline(school: Open, run: Run) -> None:
         assert isinstance(reply, LearnReply) and reply.version == 2
 
     run(scenario())
+
+
+def test_of_two_runs_that_find_the_owner_dead_one_is_admitted(school: Open, run: Run) -> None:
+    async def scenario() -> None:
+        pool = school(1)
+        assert isinstance(await pool.teaching.learn(pool.part(0)), LearnReply)
+        pool.runs = {"first", "second"}
+        async with pool.teaching.turn:
+            both = [asyncio.create_task(pool.teaching.learn(pool.part(0, run=name))) for name in ("first", "second")]
+            await asyncio.sleep(0.1)
+        reply, refusal = await asyncio.gather(*both)
+        assert isinstance(reply, LearnReply) and reply.run == "first"
+        refused(refusal, "leased", "the run first learns in this pool")
+        assert pool.versions() == [reply.version] == [3], "one step, one start, one step"
+
+    run(scenario())
+
+
+def test_a_step_of_a_run_that_lost_the_pool_is_not_taken(school: Open, run: Run) -> None:
+    """It waits for its turn behind another run, which begins because the trainers of this one are taken for dead."""
+
+    async def scenario() -> None:
+        pool = school(1)
+        assert isinstance(await pool.teaching.learn(pool.part(0)), LearnReply)
+        async with pool.teaching.turn:
+            start = asyncio.create_task(pool.teaching.restore("next", None, 30.0))
+            await asyncio.sleep(0.1)
+            step = asyncio.create_task(pool.teaching.learn(pool.part(1)))
+            await asyncio.sleep(0.1)
+            pool.runs = {"next"}
+        version = await start
+        refused(await step, "leased", "the run next learns in this pool by now")
+        assert pool.versions() == [version]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_new_supervisor_waits_for_the_run_that_learnt_here(lives: bool, school: Open, run: Run) -> None:
+    async def scenario() -> None:
+        pool = school(1)
+        assert isinstance(await pool.teaching.learn(pool.part(0)), LearnReply)
+        await pool.restart(lease=2.0 if lives else 0.5)
+        pool.runs.add("other")
+        other = asyncio.create_task(pool.teaching.learn(pool.part(0, run="other")))
+        await asyncio.sleep(0.2)
+        if lives:
+            pool.runs.add("run")
+            refused(await other, "leased", "the run run learns in this pool")
+            assert (await pool.teaching.learn(pool.part(0))).version == 1, "it was taken"
+            assert (await pool.teaching.learn(pool.part(1))).version == 2
+        else:
+            assert (await other).version == 3, "one step, one start, one step"
+
+    run(scenario())
+
+
+def test_a_run_that_cannot_begin_leaves_the_pool_to_the_one_before(school: Open, run: Run) -> None:
+    async def scenario() -> None:
+        pool = school(1)
+        assert isinstance(await pool.teaching.learn(pool.part(0)), LearnReply)
+        pool.runs = {"next"}
+        pool.handles[0].hold("first")
+        assert isinstance(await pool.teaching.learn(pool.part(0, 0.3, run="next")), LearnRefusal)
+        pool.handles[0].held.clear()
+        assert (await pool.teaching.learn(pool.part(0, run="next"))).version == 3, "from the start"
+
+    run(scenario())

@@ -73,7 +73,9 @@ class Supervisor:
         self.needed = now
         self.gave_up = ""
         self.group = ray.util.get_placement_group(actors.group_name(self.name)) if self._has_group() else None
-        self.teaching = Teaching(self, self._runs, self.handles) if self.config.learns is not None else None
+        lease = self.config.lease_seconds if self.handles else 0.0
+        learns = self.config.learns is not None
+        self.teaching = Teaching(self, self._runs, self.handles, lease) if learns else None
         self.gauges, self.published = Gauges(self.name), now
         self.loop: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()

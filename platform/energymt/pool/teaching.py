@@ -49,12 +49,16 @@ class Teaching:
         ground: the supervisor.
         runs: says whose trainers are alive.
         adopted: replicas that ran before the supervisor did: what they have learnt is not known yet.
+        lease: seconds that a run whose trainers were alive before the supervisor was has to say that they still are.
     """
 
-    def __init__(self, ground: Ground, runs: Callable[[], Collection[str]], adopted: Collection[int]) -> None:
+    def __init__(
+        self, ground: Ground, runs: Callable[[], Collection[str]], adopted: Collection[int], lease: float
+    ) -> None:
         self.fleet, self.name, self.runs = ground.fleet, ground.name, runs
         self.copies = Copies(ground)
         self.unseen = set(adopted)
+        self.heard = time.monotonic() + lease  # who has given no sign of life by then is dead
         self.last: dict[str, Any] = {}
         self.run = ""  # that learns here
         self.rounds: dict[tuple[str, int], Round] = {}
@@ -94,9 +98,10 @@ class Teaching:
         """Put all replicas where a checkpoint says, or, without one, where they began; returns their new version."""
         try:
             until = time.monotonic() + seconds
-            await self._admit(run, until, fresh=False)
+            await self._settle(run, until)
             async with self._turn(until):
-                return await self._restore(state, until)
+                self._require_free(run)
+                return await self._begin(run, state, until)
         except RefusedError as error:
             return error.refusal
 
@@ -111,23 +116,51 @@ class Teaching:
 
     # A step.
 
-    async def _admit(self, run: str, until: float, *, fresh: bool = True) -> None:
+    async def _admit(self, run: str, until: float) -> None:
         """Let one run learn at a time; a new one begins with the estimator as it was."""
-        while self.unseen & {n for n, r in self.fleet.replicas.items() if r.state == ReplicaState.RESTARTING}:
-            if time.monotonic() > until:
-                raise RefusedError("unavailable", "the replicas do not answer the new supervisor")
-            await asyncio.sleep(PAUSE)
-        owner = self.run or str(self.last.get("run", ""))
-        if owner in ("", run):
+        await self._settle(run, until)
+        if self._owner() in ("", run):
             self.run = run
             return
-        if owner in self.runs():
-            raise RefusedError("leased", f"the run {owner} learns in this pool: start another pool, or wait for it")
+        self._require_free(run)
         async with self._turn(until):
-            if self.run != run:
-                self.run, self.last = run, {}
-                if fresh and self.fleet.version:
-                    await self._restore(None, until)
+            if self._owner() != run:
+                self._require_free(run)  # of several that waited for their turn the first has it
+                await self._begin(run, None, until)
+
+    async def _settle(self, run: str, until: float) -> None:
+        """A supervisor that was started anew knows neither versions nor callers until they give a sign of life."""
+        while self._unheard() or self._awaited(run):
+            if time.monotonic() > until:
+                raise RefusedError("unavailable", "replicas or trainers have not answered the new supervisor")
+            await asyncio.sleep(PAUSE)
+
+    def _unheard(self) -> set[int]:
+        return self.unseen & {n for n, r in self.fleet.replicas.items() if r.state == ReplicaState.RESTARTING}
+
+    def _awaited(self, run: str) -> bool:
+        """Whether it is another run that taught these replicas, and may still be alive."""
+        owner = self._owner()
+        return not self.run and owner not in ("", run, *self.runs()) and time.monotonic() < self.heard
+
+    def _owner(self) -> str:
+        return self.run or str(self.last.get("run", ""))
+
+    def _require_free(self, run: str) -> None:
+        owner = self._owner()
+        if owner != run and owner in self.runs():
+            raise RefusedError("leased", f"the run {owner} learns in this pool: start another pool, or wait for it")
+
+    async def _begin(self, run: str, state: WireState | None, until: float) -> int:
+        """Under the turn: a run has the pool, from a state or from the start on; if that fails, as before."""
+        former, self.run = self.run, run
+        try:
+            restored = await self.copies.restore(state, until)
+        except BaseException:
+            self.run = former
+            raise
+        self.last = dict(restored.last)
+        return restored.version
 
     def _done(self, part: LearnPart) -> LearnReply | None:
         """The answer to a step that was taken already."""
@@ -163,6 +196,8 @@ class Teaching:
         answer: LearnReply | LearnRefusal
         try:
             async with self._turn(found.ends):
+                if self.run != key[0]:
+                    raise RefusedError("leased", f"the run {self.run} learns in this pool by now")
                 parts = [found.parts[number] for number in sorted(found.parts)]
                 answer = await self._step(parts, found.ends)
         except RefusedError as error:
@@ -205,8 +240,3 @@ class Teaching:
         self.last = last
         await copies.release(version + 1, said, ready, until)
         return LearnReply(first.run, first.step, version + 1, metrics)
-
-    async def _restore(self, state: WireState | None, until: float) -> int:
-        restored = await self.copies.restore(state, until)
-        self.last = dict(restored.last)
-        return restored.version
