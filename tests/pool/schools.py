@@ -90,6 +90,18 @@ class School:
         version = self.handles[number].served.server.version
         self.fleet.pinged(number, time.monotonic(), version, served=0, busy=0)
 
+    async def replace(self) -> None:
+        """All processes ended, and others have answered; they are brought up to date in the background."""
+        for number in list(self.handles):
+            self.fleet.died(number, time.monotonic(), "killed")
+        while any(replica.state != "restarting" for replica in self.fleet.replicas.values()):
+            self.fleet.step(time.monotonic())
+            await asyncio.sleep(0.01)
+        for number in list(self.handles):
+            self.enter(number)
+            if self.fleet.replicas[number].state == "stale":
+                self.teaching.copies.sync(number)
+
     async def restart(self, lease: float) -> None:
         """The supervisor's process ended; another one has found the replicas, and has heard of no caller yet."""
         self.runs, self.fleet = set(), Fleet(len(self.handles))

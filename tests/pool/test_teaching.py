@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
+from energymt.models.learning import EstimatorLearner
 from energymt.pool.lessons import LearnRefusal, LearnReply
-from tests.pool.schools import School
+from tests import estimators, lessons
+from tests.pool.schools import OPTIONS, School
 
 Run = Callable[[Any], Any]
 Open = Callable[[int], School]
@@ -166,5 +169,52 @@ def test_a_run_that_cannot_begin_leaves_the_pool_to_the_one_before(school: Open,
         assert isinstance(await pool.teaching.learn(pool.part(0, 0.3, run="next")), LearnRefusal)
         pool.handles[0].held.clear()
         assert (await pool.teaching.learn(pool.part(0, run="next"))).version == 3, "from the start"
+
+    run(scenario())
+
+
+def test_what_was_learnt_outlives_all_replicas(school: Open, run: Run) -> None:
+    """They die as soon as the new version is released, and before one has put it in place."""
+
+    async def scenario() -> None:
+        pool = school(2)
+        for handle in pool.handles.values():
+            handle.dies_at = "activate"
+        reply = await pool.teaching.learn(pool.part(0))
+        assert isinstance(reply, LearnReply) and reply.version == 1
+        await pool.replace()
+        while pool.versions() != [1, 1]:
+            await asyncio.sleep(0.01)
+        local = EstimatorLearner(estimators.estimator("kiwi"), "head")
+        found = local.differentiate(lessons.lesson(local.estimator), OPTIONS.form)
+        local.prepare(1, found.gradient_P / found.count, OPTIONS, {})
+        local.activate(1)
+        for handle in pool.handles.values():
+            torch.testing.assert_close(
+                handle.served.copy.learner.state.weights_P, local.state.weights_P, rtol=0, atol=1e-5
+            )
+
+    run(scenario())
+
+
+def test_a_step_that_nobody_keeps_is_not_released(school: Open, run: Run) -> None:
+    async def scenario() -> None:
+        pool = school(2)
+        for handle in pool.handles.values():
+            handle.dies_at = "prepared"
+        refused(await pool.teaching.learn(pool.part(0)), "unavailable", "no replica that prepared the step")
+        await pool.replace()
+        assert (await pool.teaching.learn(pool.part(0))).version == 1
+
+    run(scenario())
+
+
+def test_the_next_replica_says_where_the_estimator_began(school: Open, run: Run) -> None:
+    async def scenario() -> None:
+        pool = school(2)
+        assert isinstance(await pool.teaching.learn(pool.part(0)), LearnReply)
+        pool.handles[0].dies_at = "first"
+        assert await pool.teaching.restore("run", None, 30.0) == 2
+        assert pool.handles[1].served.copy.learner.version == 2
 
     run(scenario())

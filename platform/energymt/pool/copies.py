@@ -56,16 +56,23 @@ class Copies:
             await asyncio.sleep(PAUSE)
         return found
 
-    async def release(self, version: int, said: str, ready: list[int], until: float) -> None:
+    async def prepared(self, said: str, ready: list[int], until: float) -> WireState:
+        """What was prepared, from one of those that hold it: released without a copy, it could die with them."""
+        for number in ready:
+            state: WireState | None = await self._tried(self._ask(number, min(CALL, _left(until)), "prepared", said))
+            if state is not None:
+                return state
+        raise RefusedError(_reason(until), "no replica that prepared the step handed it on")
+
+    async def release(self, state: WireState, said: str, ready: list[int], until: float) -> None:
         """From here on only this version may be served; those that prepared it switch now.
 
         One that has not switched at the deadline is brought up to date in the background.
         """
-        self.ground.fleet.release(version, time.monotonic())
-        self.kept, self.said = None, said
+        self.ground.fleet.release(state.version, time.monotonic())
+        self.kept, self.said = state, said
         limit = min(SWITCH, _left(until))
-        await asyncio.gather(*[self._activate(number, version, limit) for number in ready])
-        self._spawn(self._keep(version))
+        await asyncio.gather(*[self._activate(number, state.version, limit) for number in ready])
 
     def sync(self, number: int) -> None:
         """Bring a replica up to date, in the background."""
@@ -80,13 +87,16 @@ class Copies:
     async def prepare(
         self, version: int, sent: Any, part: LearnPart, last: dict[str, Any], until: float
     ) -> tuple[str, list[int]]:
-        """The digest of the new version, and the replicas that hold it beside the old one."""
+        """The digest of the new version, and the replicas that hold it beside the old one.
+
+        One that is slow is waited for until a quarter of the time is left, which is for the rest of the step.
+        """
         numbers = self.ground.fleet.serving()
-        limit = _left(until)
+        limit = max(PAUSE, 0.75 * (until - time.monotonic()))
         work = [self._tried(self._ask(n, limit, "prepare", version, sent, part.options, last)) for n in numbers]
         digests = {n: d for n, d in zip(numbers, await asyncio.gather(*work), strict=True) if d is not None}
         if not digests:
-            raise RefusedError("unavailable", "no replica could prepare the step")
+            raise RefusedError(_reason(until), "no replica could prepare the step")
         right = Counter(digests.values()).most_common(1)[0][0]
         for number in [n for n, d in digests.items() if d != right]:
             self.ground.fleet.died(number, time.monotonic(), "its learnt weights are not those of the others")
@@ -97,15 +107,6 @@ class Copies:
         if done:
             self.ground.fleet.activated(number, version, time.monotonic())
         return done
-
-    async def _keep(self, version: int) -> None:
-        """A copy of what was learnt, for the day when all replicas end at once."""
-        try:
-            state = await self.state(version, time.monotonic() + CALL)
-        except RefusedError:
-            return
-        if version == self.version:
-            self.kept = state
 
     async def state(self, version: int, until: float) -> WireState:
         """Weights and moments of a version, from whoever holds it."""
@@ -124,9 +125,7 @@ class Copies:
             if time.monotonic() > until:
                 raise RefusedError("unavailable", "no replica answers")
             await asyncio.sleep(PAUSE)
-        start: WireState | None = await self._tried(self._ask(numbers[0], min(CALL, _left(until)), "first", version))
-        if start is None:
-            raise RefusedError("unavailable", f"replica {numbers[0]} does not say where it began")
+        start = await self._start(numbers, version, until)
         state = start if state is None else state
         found, wanted = (len(item.arrays["weights_P"]) for item in (state, start))
         if found != wanted:
@@ -141,6 +140,15 @@ class Copies:
         limit = min(CALL, _left(until))
         await asyncio.gather(*[self._install(number, state, limit) for number in numbers])
         return state
+
+    async def _start(self, numbers: list[int], version: int, until: float) -> WireState:
+        """Where the estimator began, under a new version, from whoever says so: all of them began alike."""
+        for number in numbers:
+            limit = min(CALL, max(PAUSE, (until - time.monotonic()) / 2))  # the next one has time, too
+            found: WireState | None = await self._tried(self._ask(number, limit, "first", version))
+            if found is not None:
+                return found
+        raise RefusedError(_reason(until), "no replica says where the estimator began")
 
     async def _install(self, number: int, state: WireState, limit: float) -> None:
         async def install() -> bool:
@@ -178,6 +186,11 @@ class Copies:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+
+def _reason(until: float) -> str:
+    """Of a refusal when nobody answered."""
+    return "late" if time.monotonic() >= until else "unavailable"
 
 
 def _left(until: float) -> float:

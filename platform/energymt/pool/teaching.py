@@ -3,6 +3,7 @@
     gather       the parts of (run, step) from all trainers, until a deadline
     differentiate   a shard a replica; that of a replica which fails goes to another
     prepare      the mean gradient to all replicas, which compute the new weights beside the old and say their digest
+    keep         the supervisor takes a copy of them: replicas that all end at once take nothing with them
     release      from here on only the new version may be served
     activate     every replica that prepared it switches between two batches; others are brought up to date
 
@@ -237,6 +238,7 @@ class Teaching:
             raise RefusedError("failed", "the gradient of the estimator is not finite; lower the learning rate")
         last = {"run": first.run, "step": first.step, "version": version + 1, "metrics": metrics}
         said, ready = await copies.prepare(version + 1, ray.put(mean), first, last, until)
+        state = await copies.prepared(said, ready, until)
         self.last = last
-        await copies.release(version + 1, said, ready, until)
+        await copies.release(state, said, ready, until)
         return LearnReply(first.run, first.step, version + 1, metrics)
