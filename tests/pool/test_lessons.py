@@ -75,7 +75,6 @@ def test_a_step_without_sentences_has_no_shard() -> None:
         ({"part": 2, "parts": 2}, "it is part 2 of 2"),
         ({"sizes": np.array([4, 0, 2], np.int32)}, "at least one candidate"),
         ({"log_probs": np.array([0.0], np.float32)}, "candidates, and it holds"),
-        ({"log_probs": np.full(9, np.nan, np.float32)}, "not finite"),
     ],
 )
 def test_damaged_parts_say_what_is_wrong(changes, fault) -> None:

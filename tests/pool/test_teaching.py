@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,5 +217,21 @@ def test_the_next_replica_says_where_the_estimator_began(school: Open, run: Run)
         pool.handles[0].dies_at = "first"
         assert await pool.teaching.restore("run", None, 30.0) == 2
         assert pool.handles[1].served.copy.learner.version == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("fault", ["token id 9999", "not finite"])
+def test_a_lesson_that_cannot_be_learnt_is_refused_at_once(fault: str, school: Open, run: Run) -> None:
+    async def scenario() -> None:
+        pool = school(1)
+        part = pool.part(0)
+        if fault == "not finite":
+            part.log_probs[0] = -np.inf
+        else:
+            part.target.values[0] = 9999
+        refused(await pool.teaching.learn(part), "failed", fault)
+        assert pool.handles[0].calls["differentiate"] == 1, "another replica would say the same"
+        assert isinstance(await pool.teaching.learn(pool.part(0)), LearnReply)
 
     run(scenario())

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from energymt.errors import EnergymtError
 from energymt.pool.fleet import Fleet, ReplicaState
 from energymt.pool.lessons import LearnRefusal, Shard, ShardGradient
 
@@ -67,7 +68,7 @@ class Asking:
 
         Raises:
             RefusedError: "late", the deadline came first; "unavailable", nobody was there to ask; "failed", it raised
-                twice.
+                twice, or said what is wrong with the shard.
         """
         try:
             while (left := until - time.monotonic()) > 0:
@@ -104,7 +105,7 @@ class Asking:
             return task.result()
         except RayTaskError as error:
             self.failures.append(" ".join(str(error.cause or error).split())[:200])
-            if len(self.failures) > 1:
+            if len(self.failures) > 1 or isinstance(error.cause, EnergymtError):  # what was asked is at fault
                 raise RefusedError("failed", "; ".join(self.failures)) from None
             if self._next() is None:  # it computes no more, and there is no other
                 del self.asked[number]
