@@ -139,6 +139,27 @@ def test_pairs_are_chosen_from_the_whole_step_however_it_is_cut(bridge: Bridge) 
     assert set(chosen_pairs(step([range(5)]), 1, 9).tolist()) == set(range(5))
 
 
+def test_a_gold_with_a_special_token_is_left_out(
+    model: AutoregressiveModel, bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokenizer reads a literal `<mask>` as its own, which no translation holds."""
+    words = bridge.translator
+    gold = [GOLD[0], "a <mask> dog", GOLD[2]]
+    batch = Batch(torch.arange(3), bridged.source_of(words, SOURCES[:3]), *bridged.ids_of(words, gold))
+    lesson = make_lesson(model, bridge, [batch], seed=1, step=3, chosen=torch.arange(3), samples=2, longest=6)
+    assert [group[0] for group in texts(lesson, bridge)] == [GOLD[0], GOLD[2]]
+    sources = zip(lesson.source.ids_BS, lesson.source.mask_BS, strict=True)
+    assert [bridge.estimator.decode(ids[mask].tolist()) for ids, mask in sources] == [SOURCES[0], SOURCES[2]]
+    assert lesson.log_probs_C.isfinite().all()
+    assert "Special tokens stand in 1 translations of step 3" in caplog.text
+    for form in ("binary", "ranking"):
+        assert EstimatorLearner(estimators.estimator("kiwi"), "head").differentiate(lesson, form).loss > 0
+
+    batch = Batch(torch.arange(1), bridged.source_of(words, SOURCES[:1]), *bridged.ids_of(words, ["<mask>"]))
+    none = make_lesson(model, bridge, [batch], seed=1, step=3, chosen=torch.arange(1), samples=2, longest=6)
+    assert len(none) == len(none.source) == len(none.ids_CT) == 0
+
+
 def test_samples_that_are_the_gold_are_dropped(bridge: Bridge) -> None:
     """A translator that knows one text alone: `a`, whatever the source is."""
     words, model = bridge.translator, tiny.recurrent(bridge.translator)

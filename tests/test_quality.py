@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from energymt.energies import QualityEnergy
-from energymt.errors import ConfigurationError, StorageError
-from energymt.models.learning import EstimatorLearner, Learns, Lesson, LessonOptions
+from energymt.errors import ConfigurationError, DataError, StorageError
+from energymt.models.learning import EstimatorLearner, Learns, Lesson, LessonOptions, select_groups
 from energymt.models.scoring import score_lines
 from energymt.quality import Quality, open_judge, open_original, open_quality
 from tests import bridged, estimators, lessons
@@ -72,6 +72,11 @@ def test_a_step_is_that_of_the_learner() -> None:
     learner.activate(1)
     assert scores(quality) == pytest.approx(score_lines(learner.estimator, SOURCES, TRANSLATIONS), abs=1e-6)
     assert report["loss"] == pytest.approx(found.loss / found.count)
+
+
+def test_a_lesson_without_a_sentence_is_none() -> None:
+    with pytest.raises(DataError, match=r"The lesson of step 4 holds no sentence"):
+        opened().pupil.learn(select_groups(lesson(1), 0, 0), 4, 0, 1, OPTIONS)
 
 
 @pytest.mark.parametrize("learns", ["head", "lora"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +21,7 @@ from energymt.policy import token_log_probs
 from energymt.records import Batch, Source, StepBatch, text_of
 from energymt.teacher_forcing import teacher_forced
 
+logger = logging.getLogger(__name__)
 LESSON_STREAM = 4  # of the noise
 
 
@@ -36,7 +39,8 @@ def make_lesson(
     """Groups of a gold translation and the samples that differ from it, in the estimator's ids.
 
     Gold and samples are text that the estimator splits, so that nothing but their wording tells them apart. The
-    log-probability of each is the translator's mean over its tokens; among them the end token, where it was drawn.
+    log-probability of each is the translator's mean over its tokens; among them the end token, where it was drawn. A
+    gold that holds a special token, such as a literal `<mask>`, is one that no translator says: its group is left out.
 
     Args:
         model: the translator; samples are drawn in eval mode.
@@ -58,12 +62,17 @@ def make_lesson(
         rows_R, ids, mean_R = _candidates(model, batch, seed, step, samples, longest)
         words = [bridge.translator.decode(row) for row in ids]
         gold = len(mean_R) // (samples + 1)
-        for place in range(gold):
+        said = [place for place in range(gold) if math.isfinite(mean_R[place])]
+        if len(said) < gold:
+            logger.warning(
+                "Special tokens stand in %d translations of step %d: no lesson of them.", gold - len(said), step
+            )
+        for place in said:
             others = [row for row in range(gold, len(ids)) if rows_R[row] == place and words[row] != words[place]]
             texts += [words[place], *(words[row] for row in others)]
             means += [mean_R[place], *(mean_R[row] for row in others)]
             sizes.append(1 + len(others))
-        source = bridge.source(text_of(batch.source))
+        source = bridge.source(text_of(batch.source)).select(torch.tensor(said, dtype=torch.long))
         sources += [ids[kept].tolist() for ids, kept in zip(source.ids_BS.cpu(), source.mask_BS.cpu(), strict=True)]
     ids_CT, mask_CT = bridge.split(texts)
     lesson_source = Source(*pad(sources, bridge.estimator.pad_id))

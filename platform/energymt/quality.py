@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from energymt.decoding.rerank import TextScore
-from energymt.errors import ConfigurationError
+from energymt.errors import ConfigurationError, DataError
 from energymt.models.estimator import Estimator, QualityEstimator
 from energymt.models.estimator_folder import load_estimator
 from energymt.models.learning import EstimatorLearner, Learns, Lesson, LessonOptions
@@ -174,6 +174,10 @@ class _Own:
             raise ConfigurationError(
                 f"{parts} workers teach an estimator that each has for itself: serve it in a pool (`energymt pool up "
                 f"ESTIMATOR --set learns=head`) and set quality to pool:default."
+            )
+        if not len(lesson):
+            raise DataError(
+                f"The lesson of step {step} holds no sentence: look for special tokens in the labelled translations."
             )
         lesson = lesson.to(self.learner.start_P.device)
         mean, metrics = combine([gradient_to_wire(self.learner.differentiate(lesson, options.form))])

@@ -147,11 +147,28 @@ def test_a_replica_is_killed_between_prepare_and_activate(trainer: Trainer) -> N
     trainer.require_right(reply.version)
 
 
+def test_replicas_are_too_slow_for_a_step(trainer: Trainer) -> None:
+    """They live, and are waited for until the deadline; what they still compute then is nothing to the next step."""
+    version = trainer.learn().version
+    slow = processes()
+    for process in slow:
+        brake(process).write_text("8")
+    trainer.learner.seconds = 3.0
+    with pytest.raises(EnergyTimeout, match=r"replica \d still computed the gradient .* more `lesson_seconds`"):
+        trainer.learner.learn(trainer.lesson(1), 1, options=OPTIONS)
+    for process in slow:
+        brake(process).unlink()
+    trainer.learner.seconds = 120.0
+    reply = trainer.learn()
+    assert reply.version == version + 1
+    trainer.require_right(reply.version)
+    assert processes() == slow
+
+
 def test_all_replicas_are_killed(trainer: Trainer) -> None:
     """The supervisor keeps what was learnt."""
     trainer.learn()
     reply = trainer.learn()
-    time.sleep(2.0)  # it asks for a copy behind each step
     for process in processes():
         os.kill(process, signal.SIGKILL)
     trainer.require_right(reply.version)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from energymt.energies.contrastive import contrastive_loss
+from energymt.energies.contrastive import Form, contrastive_loss
 from energymt.errors import ConfigurationError
 from energymt.models.learning import EstimatorLearner, Learns, LessonOptions, digest, select_groups
 from energymt.records import SoftTarget
@@ -147,3 +147,18 @@ def test_groups_are_cut_out_with_their_candidates() -> None:
     wanted = lessons.lesson(model, 1, 3)
     assert part.sizes_G.tolist() == wanted.sizes_G.tolist() == [2, 3]
     assert torch.equal(part.ids_CT, wanted.ids_CT) and torch.equal(part.log_probs_C, wanted.log_probs_C)
+
+
+@pytest.mark.parametrize("form", ["binary", "ranking"])
+@pytest.mark.parametrize("fault", ["token id 9999", "token id -1", "not finite"])
+def test_a_lesson_that_cannot_be_learnt_is_refused(form: Form, fault: str) -> None:
+    found = learner()
+    lesson = lessons.lesson(found.estimator)
+    if "9999" in fault:
+        lesson.ids_CT[2, 0] = 9999
+    elif "-1" in fault:
+        lesson.source.ids_BS[1, 0] = -1
+    else:
+        lesson.log_probs_C[4] = -torch.inf
+    with pytest.raises(ConfigurationError, match=f"The lesson cannot be learnt: .*{fault}"):
+        found.differentiate(lesson, form)

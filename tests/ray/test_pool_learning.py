@@ -25,14 +25,19 @@ def pool(local_ray: Path) -> Iterator[str]:
     from energymt.pool import lifecycle
 
     config = PoolConfig(
-        estimator=str(estimators.converted("kiwi")), replicas=3, cpus=0.25, ping_seconds=0.5, learns="lora"
+        estimator=str(estimators.converted("kiwi")),
+        replicas=3,
+        cpus=0.25,
+        ping_seconds=0.5,
+        learns="lora",
+        lesson_seconds=77.0,
     )
     lifecycle.up("school", config, wait=240.0)
     yield "school"
     lifecycle.down("school")
 
 
-def connected(name: str, run: str, seconds: float = 60.0) -> Any:
+def connected(name: str, run: str, seconds: float | None = 60.0) -> Any:
     """A connection and a learner."""
     from energymt.pool.connection import Connection
     from energymt.pool.learner import PooledLearner
@@ -109,6 +114,12 @@ def test_a_step_is_taken_once_and_no_step_comes_back(pool: str) -> None:
     assert second.version == first.version + 1
     with pytest.raises(EnergyUnavailable, match="step 0 was asked for and step 1 was taken"):
         learner.learn(lesson, 0, options=OPTIONS)
+    connection.close()
+
+
+def test_the_pool_says_how_long_a_step_may_take(pool: str) -> None:
+    connection, learner = connected(pool, "patient", seconds=None)
+    assert learner.seconds == 77.0
     connection.close()
 
 

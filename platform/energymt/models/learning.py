@@ -61,6 +61,20 @@ class Lesson:
     def __len__(self) -> int:
         return len(self.sizes_G)
 
+    def fault(self, tokens: int) -> str:
+        """Why an estimator of so many tokens cannot learn from it, if anything."""
+        texts = (("source", self.source.ids_BS, self.source.mask_BS), ("translation", self.ids_CT, self.mask_CT))
+        for word, ids, mask in texts:
+            foreign = ids[mask & ((ids < 0) | (ids >= tokens))]
+            if len(foreign):
+                return (
+                    f"a {word} holds the token id {int(foreign[0])}, and the estimator has {tokens:,} tokens: encode "
+                    f"it with the estimator's own vocabulary"
+                )
+        if not self.log_probs_C.isfinite().all():
+            return "the log-probability of a translation is not finite: leave out what the translator cannot say"
+        return ""
+
 
 @dataclass(frozen=True)
 class LessonGradient:
@@ -118,7 +132,13 @@ class EstimatorLearner:
         return self.state.version
 
     def differentiate(self, lesson: Lesson, form: Form) -> LessonGradient:
-        """The gradient of a lesson's summed loss in the learnt weights of the current version."""
+        """The gradient of a lesson's summed loss in the learnt weights of the current version.
+
+        Raises:
+            ConfigurationError: the lesson is not one for this estimator.
+        """
+        if fault := lesson.fault(len(self.estimator.table_VD)):
+            raise ConfigurationError(f"The lesson cannot be learnt: {fault}.")
         weights_P = self.state.weights_P.detach().requires_grad_()
         gradient_P, loss, count = torch.zeros_like(weights_P), 0.0, 0
         gold: list[Tensor] = []

@@ -8,34 +8,19 @@ import time
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
-from energymt.pool.fleet import SERVING, Fleet, ReplicaState
-from energymt.pool.lessons import LearnPart, LearnRefusal, Shard, ShardGradient, WireState
+from energymt.pool.asking import PAUSE, Asking, Ground, RefusedError, asked, reachable
+from energymt.pool.fleet import SERVING, ReplicaState
+from energymt.pool.lessons import LearnPart, Shard, ShardGradient, WireState
 
 logger = logging.getLogger(__name__)
-PAUSE = 0.1  # seconds between two looks for a replica
 CALM = 1.0  # seconds until a replica that could not be brought up to date is tried again
 ANSWERING = (*SERVING, ReplicaState.STALE)
 CALL = 60.0  # seconds for a state to travel
-
-
-class Ground(Protocol):
-    """What a supervisor has."""
-
-    name: str
-    fleet: Fleet
-    handles: dict[int, Any]
-
-
-class RefusedError(Exception):
-    """A step that is not taken."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.refusal = LearnRefusal(reason, detail)
+SWITCH = 30.0  # seconds that are waited for a replica to put a new version in place
 
 
 class Copies:
@@ -65,18 +50,29 @@ class Copies:
 
     async def serving(self, until: float) -> list[int]:
         """The replicas that can be asked, as soon as there is one."""
-        while not (found := [n for n in self.ground.fleet.serving() if n in self.ground.handles]):
+        while not (found := reachable(self.ground)):
             if time.monotonic() > until:
                 raise RefusedError("unavailable", "no replica serves")
             await asyncio.sleep(PAUSE)
-        return sorted(found)
+        return found
 
-    async def release(self, version: int, said: str, ready: list[int]) -> None:
-        """From here on only this version may be served; those that prepared it switch now."""
-        self.ground.fleet.release(version, time.monotonic())
-        self.kept, self.said = None, said
-        await asyncio.gather(*[self._activate(number, version) for number in ready])
-        self._spawn(self._keep(version))
+    async def prepared(self, said: str, ready: list[int], until: float) -> WireState:
+        """What was prepared, from one of those that hold it: released without a copy, it could die with them."""
+        for number in ready:
+            state: WireState | None = await self._tried(self._ask(number, min(CALL, _left(until)), "prepared", said))
+            if state is not None:
+                return state
+        raise RefusedError(_reason(until), "no replica that prepared the step handed it on")
+
+    async def release(self, state: WireState, said: str, ready: list[int], until: float) -> None:
+        """From here on only this version may be served; those that prepared it switch now.
+
+        One that has not switched at the deadline is brought up to date in the background.
+        """
+        self.ground.fleet.release(state.version, time.monotonic())
+        self.kept, self.said = state, said
+        limit = min(SWITCH, _left(until))
+        await asyncio.gather(*[self._activate(number, state.version, limit) for number in ready])
 
     def sync(self, number: int) -> None:
         """Bring a replica up to date, in the background."""
@@ -85,65 +81,39 @@ class Copies:
             self._spawn(self._sync(number))
 
     async def differentiate(self, shard: Shard, place: int, until: float) -> ShardGradient:
-        """The gradient of a shard, from the replica whose turn it is, or from another where that fails."""
-        tried: set[int] = set()
-        failures: list[str] = []
-        while True:
-            left = [number for number in await self.serving(until) if number not in tried]
-            if not left:
-                await asyncio.sleep(PAUSE)
-                tried.clear()
-                continue
-            number = left[place % len(left)]
-            limit = max(PAUSE, (until - time.monotonic()) / 2)
-            try:
-                found: ShardGradient = await self._ask(number, limit, "differentiate", shard)
-            except RayTaskError as error:
-                failures.append(" ".join(str(error.cause or error).split())[:200])
-                if len(failures) > 1:
-                    raise RefusedError("failed", "; ".join(failures)) from None
-                tried.add(number)
-            except (TimeoutError, RayError):
-                tried.add(number)
-            else:
-                return found
+        """The gradient of a shard; see `asking.Asking`."""
+        return await Asking(self.ground, shard, place).gradient(until)
 
     async def prepare(
         self, version: int, sent: Any, part: LearnPart, last: dict[str, Any], until: float
     ) -> tuple[str, list[int]]:
-        """The digest of the new version, and the replicas that hold it beside the old one."""
+        """The digest of the new version, and the replicas that hold it beside the old one.
+
+        One that is slow is waited for until a quarter of the time is left, which is for the rest of the step.
+        """
         numbers = self.ground.fleet.serving()
-        limit = max(PAUSE, until - time.monotonic())
+        limit = max(PAUSE, 0.75 * (until - time.monotonic()))
         work = [self._tried(self._ask(n, limit, "prepare", version, sent, part.options, last)) for n in numbers]
         digests = {n: d for n, d in zip(numbers, await asyncio.gather(*work), strict=True) if d is not None}
         if not digests:
-            raise RefusedError("unavailable", "no replica could prepare the step")
+            raise RefusedError(_reason(until), "no replica could prepare the step")
         right = Counter(digests.values()).most_common(1)[0][0]
         for number in [n for n, d in digests.items() if d != right]:
             self.ground.fleet.died(number, time.monotonic(), "its learnt weights are not those of the others")
         return right, [number for number, found in digests.items() if found == right]
 
-    async def _activate(self, number: int, version: int) -> bool:
-        done = bool(await self._tried(self._ask(number, 30.0, "activate", version, self.said)))
+    async def _activate(self, number: int, version: int, limit: float = SWITCH) -> bool:
+        done = bool(await self._tried(self._ask(number, limit, "activate", version, self.said)))
         if done:
             self.ground.fleet.activated(number, version, time.monotonic())
         return done
 
-    async def _keep(self, version: int) -> None:
-        """A copy of what was learnt, for the day when all replicas end at once."""
-        try:
-            state = await self.state(version)
-        except RefusedError:
-            return
-        if version == self.version:
-            self.kept = state
-
-    async def state(self, version: int) -> WireState:
+    async def state(self, version: int, until: float) -> WireState:
         """Weights and moments of a version, from whoever holds it."""
         if self.kept is not None and self.kept.version == version:
             return self.kept
         for number in self.ground.fleet.serving():
-            found: WireState | None = await self._tried(self._ask(number, CALL, "export"))
+            found: WireState | None = await self._tried(self._ask(number, min(CALL, _left(until)), "export"))
             if found is not None and found.version == version:
                 return found
         raise RefusedError("unavailable", f"no replica holds version {version}")
@@ -155,9 +125,7 @@ class Copies:
             if time.monotonic() > until:
                 raise RefusedError("unavailable", "no replica answers")
             await asyncio.sleep(PAUSE)
-        start: WireState | None = await self._tried(self._ask(numbers[0], CALL, "first", version))
-        if start is None:
-            raise RefusedError("unavailable", f"replica {numbers[0]} does not say where it began")
+        start = await self._start(numbers, version, until)
         state = start if state is None else state
         found, wanted = (len(item.arrays["weights_P"]) for item in (state, start))
         if found != wanted:
@@ -169,12 +137,22 @@ class Copies:
         state = replace(state, version=version, last={**state.last, "version": version} if state.last else {})
         self.ground.fleet.release(version, time.monotonic())
         self.kept, self.said, self.lost = state, "", False
-        await asyncio.gather(*[self._install(number, state) for number in numbers])
+        limit = min(CALL, _left(until))
+        await asyncio.gather(*[self._install(number, state, limit) for number in numbers])
         return state
 
-    async def _install(self, number: int, state: WireState) -> None:
+    async def _start(self, numbers: list[int], version: int, until: float) -> WireState:
+        """Where the estimator began, under a new version, from whoever says so: all of them began alike."""
+        for number in numbers:
+            limit = min(CALL, max(PAUSE, (until - time.monotonic()) / 2))  # the next one has time, too
+            found: WireState | None = await self._tried(self._ask(number, limit, "first", version))
+            if found is not None:
+                return found
+        raise RefusedError(_reason(until), "no replica says where the estimator began")
+
+    async def _install(self, number: int, state: WireState, limit: float) -> None:
         async def install() -> bool:
-            await self._ask(number, CALL, "install", state)
+            await self._ask(number, limit, "install", state)
             return True
 
         if await self._tried(install()):
@@ -184,7 +162,7 @@ class Copies:
         version = self.version
         try:
             if not (self.said and await self._activate(number, version)):
-                await self._install(number, await self.state(version))
+                await self._install(number, await self.state(version, time.monotonic() + CALL), CALL)
             self.lost = False
         except RefusedError:
             self.lost = not self.ground.fleet.serving() and version == self.version
@@ -193,10 +171,7 @@ class Copies:
             self.syncing.discard(number)
 
     async def _ask(self, number: int, seconds: float, work: str, *arguments: Any) -> Any:
-        handle = self.ground.handles.get(number)
-        if handle is None:
-            raise RayActorError()
-        return await asyncio.wait_for(_awaited(handle.learn.remote(work, *arguments)), seconds)
+        return await asked(self.ground.handles.get(number), seconds, work, *arguments)
 
     async def _tried(self, work: Awaitable[Any]) -> Any | None:
         """What a replica answers, or None if it fails: it will be looked after."""
@@ -213,5 +188,11 @@ class Copies:
         return task
 
 
-async def _awaited(reference: Any) -> Any:
-    return await reference
+def _reason(until: float) -> str:
+    """Of a refusal when nobody answered."""
+    return "late" if time.monotonic() >= until else "unavailable"
+
+
+def _left(until: float) -> float:
+    """Seconds for a call that must be tried once, however late it is."""
+    return max(PAUSE, until - time.monotonic())

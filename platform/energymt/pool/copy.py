@@ -53,6 +53,11 @@ class LearningCopy:
         self.said = self.learner.prepare(version, from_numpy(mean), options, last)
         return self.said
 
+    def prepared(self, said: str) -> WireState | None:
+        """The weights with this digest before they are served, to be kept elsewhere; None if they are not here."""
+        ready = self.learner.prepared
+        return to_wire(ready) if ready is not None and self.said == said else None
+
     def activate(self, version: int, said: str) -> bool:
         """Serve a prepared version from now on; False if it is not there, or is another than the one released.
 

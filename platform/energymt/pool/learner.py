@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from energymt.errors import ConfigurationError, EnergyTimeout, EnergyUnavailable
 from energymt.models.learning import Lesson, LessonOptions
-from energymt.pool import actors
+from energymt.pool import actors, lifecycle
 from energymt.pool.connection import Connection
 from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState, pack_lesson
 
@@ -24,13 +24,19 @@ class PooledLearner:
 
     Args:
         connection: to the pool, made with the name of the run.
-        seconds: until a step is given up.
+        seconds: until a step is given up; None: the pool's `lesson_seconds`.
+
+    Raises:
+        EnergyUnavailable: the pool does not say them.
     """
 
-    def __init__(self, connection: Connection, seconds: float = 120.0) -> None:
+    def __init__(self, connection: Connection, seconds: float | None = None) -> None:
         if not connection.run:
             raise ConfigurationError("A pool learns for one run at a time: connect with `run`, the name of the run.")
-        self.connection, self.seconds = connection, seconds
+        self.connection = connection
+        self.seconds: float = (
+            lifecycle.status(connection.transport.name)["lesson_seconds"] if seconds is None else seconds
+        )
 
     def learn(
         self, lesson: Lesson, step: int, *, part: int = 0, parts: int = 1, options: LessonOptions | None = None
@@ -50,13 +56,13 @@ class PooledLearner:
             EnergyUnavailable: no replica, another run learns here, or the step raised; nothing has changed.
         """
         chosen = options or LessonOptions()
-        sent = LearnPart(self.connection.run, step, part, parts, *pack_lesson(lesson), chosen, self.seconds)
+        sent = LearnPart(self.connection.run, step, part, parts, *pack_lesson(lesson), self.seconds, chosen)
         reply: LearnReply = self._ask(lambda supervisor: supervisor.learn.remote(sent), f"step {step}")
         return reply
 
     def state(self) -> WireState:
         """Learnt weights and moments, for the checkpoint of the run (`lessons.save_state`)."""
-        state: WireState = self._ask(lambda supervisor: supervisor.learnt.remote(), "its state")
+        state: WireState = self._ask(lambda supervisor: supervisor.learnt.remote(self.seconds), "its state")
         return state
 
     def restore(self, state: WireState | None) -> int:
@@ -93,7 +99,7 @@ class PooledLearner:
 def _error(name: str, what: str, refusal: LearnRefusal) -> EnergyTimeout | EnergyUnavailable:
     if refusal.reason == "late":
         return EnergyTimeout(
-            f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt; see that all "
-            f"trainers run, and `energymt pool status`."
+            f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt; see `energymt pool "
+            f"status`."
         )
     return EnergyUnavailable(f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt.")

@@ -37,9 +37,9 @@ class LearnPart:
     target: Ragged  # C candidates, the gold first in each group
     sizes: NDArray[np.int32]  # [G]
     log_probs: NDArray[np.float32]  # [C]
-    options: LessonOptions = field(default_factory=LessonOptions)
-    seconds: float = 120.0
+    seconds: float
     """Until the step is given up."""
+    options: LessonOptions = field(default_factory=LessonOptions)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -47,7 +47,7 @@ class LearnPart:
         return self.run, self.step
 
     def fault(self) -> str:
-        """What does not add up, if anything."""
+        """What does not add up, if anything; `Lesson.fault` says what is in it that cannot be learnt."""
         candidates = int(self.sizes.sum())
         if not 0 <= self.part < self.parts:
             return f"it is part {self.part} of {self.parts}"
@@ -55,8 +55,6 @@ class LearnPart:
             return f"it has {len(self.source)} sources and {len(self.sizes)} groups of at least one candidate"
         if len(self.target) != candidates or len(self.log_probs) != candidates:
             return f"its groups have {candidates} candidates, and it holds {len(self.target)}"
-        if not np.isfinite(self.log_probs).all():
-            return "a log-probability is not finite"
         return ""
 
 

@@ -59,6 +59,8 @@ class PoolConfig(Section):
     the embeddings (one replica alone); none: the pool is static, and many runs share it."""
     lora_rank: PositiveInt = 8
     """Rank of the adapters."""
+    lesson_seconds: PositiveFloat = 120.0
+    """Until a learning step, or a state that is asked for or restored, is given up."""
 
     @model_validator(mode="after")
     def _check(self) -> PoolConfig:

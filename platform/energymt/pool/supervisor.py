@@ -73,7 +73,9 @@ class Supervisor:
         self.needed = now
         self.gave_up = ""
         self.group = ray.util.get_placement_group(actors.group_name(self.name)) if self._has_group() else None
-        self.teaching = Teaching(self, self._runs, self.handles) if self.config.learns is not None else None
+        lease = self.config.lease_seconds if self.handles else 0.0
+        learns = self.config.learns is not None
+        self.teaching = Teaching(self, self._runs, self.handles, lease) if learns else None
         self.gauges, self.published = Gauges(self.name), now
         self.loop: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
@@ -117,10 +119,10 @@ class Supervisor:
         await self.run()
         return STATIC if self.teaching is None else await self.teaching.learn(part)
 
-    async def learnt(self) -> WireState | LearnRefusal:
+    async def learnt(self, seconds: float) -> WireState | LearnRefusal:
         """What was learnt so far."""
         await self.run()
-        return STATIC if self.teaching is None else await self.teaching.state()
+        return STATIC if self.teaching is None else await self.teaching.state(seconds)
 
     async def restore(self, run: str, state: WireState | None, seconds: float) -> int | LearnRefusal:
         """Go back to a state, or to the start."""
@@ -144,6 +146,7 @@ class Supervisor:
             "estimator": self.config.estimator,
             "version": self.fleet.version,
             "learns": self.config.learns,
+            "lesson_seconds": self.config.lesson_seconds,
             "seconds": now - self.started,
             "replicas": replicas,
             "leases": [{"label": lease.label, "seconds": now - lease.since} for lease in self.leases.values()],

@@ -3,6 +3,7 @@
     gather       the parts of (run, step) from all trainers, until a deadline
     differentiate   a shard a replica; that of a replica which fails goes to another
     prepare      the mean gradient to all replicas, which compute the new weights beside the old and say their digest
+    keep         the supervisor takes a copy of them: replicas that all end at once take nothing with them
     release      from here on only the new version may be served
     activate     every replica that prepared it switches between two batches; others are brought up to date
 
@@ -15,14 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 
-from energymt.pool.copies import PAUSE, Copies, Ground, RefusedError
+from energymt.pool.asking import PAUSE, Ground, RefusedError
+from energymt.pool.copies import Copies
 from energymt.pool.fleet import ReplicaState
 from energymt.pool.health import Health
 from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState, combine, share_out
@@ -47,12 +50,16 @@ class Teaching:
         ground: the supervisor.
         runs: says whose trainers are alive.
         adopted: replicas that ran before the supervisor did: what they have learnt is not known yet.
+        lease: seconds that a run whose trainers were alive before the supervisor was has to say that they still are.
     """
 
-    def __init__(self, ground: Ground, runs: Callable[[], Collection[str]], adopted: Collection[int]) -> None:
+    def __init__(
+        self, ground: Ground, runs: Callable[[], Collection[str]], adopted: Collection[int], lease: float
+    ) -> None:
         self.fleet, self.name, self.runs = ground.fleet, ground.name, runs
         self.copies = Copies(ground)
         self.unseen = set(adopted)
+        self.heard = time.monotonic() + lease  # who has given no sign of life by then is dead
         self.last: dict[str, Any] = {}
         self.run = ""  # that learns here
         self.rounds: dict[tuple[str, int], Round] = {}
@@ -65,10 +72,11 @@ class Teaching:
         try:
             if fault := part.fault():
                 raise RefusedError("failed", f"the part is damaged: {fault}")
-            await self._admit(part.run, time.monotonic() + part.seconds)
+            until = time.monotonic() + part.seconds
+            await self._admit(part.run, until)
             if (done := self._done(part)) is not None:
                 return done
-            entered = self._enter(part)
+            entered = self._enter(part, until)
         except RefusedError as error:
             return error.refusal
         try:
@@ -76,13 +84,14 @@ class Teaching:
         except TimeoutError:
             if entered.task is None:
                 return self._late(part, entered)
-            return await asyncio.shield(entered.answer)  # it is being taken, and its parts have deadlines of their own
+            return await asyncio.shield(entered.answer)  # it is being taken, and nothing in it outlives the deadline
 
-    async def state(self) -> WireState | LearnRefusal:
+    async def state(self, seconds: float) -> WireState | LearnRefusal:
         """Weights and moments of the present version, for the checkpoint of a run."""
         try:
-            async with self.turn:
-                return await self.copies.state(self.fleet.version)
+            until = time.monotonic() + seconds
+            async with self._turn(until):
+                return await self.copies.state(self.fleet.version, until)
         except RefusedError as error:
             return error.refusal
 
@@ -90,9 +99,10 @@ class Teaching:
         """Put all replicas where a checkpoint says, or, without one, where they began; returns their new version."""
         try:
             until = time.monotonic() + seconds
-            await self._admit(run, until, fresh=False)
-            async with self.turn:
-                return await self._restore(state, until)
+            await self._settle(run, until)
+            async with self._turn(until):
+                self._require_free(run)
+                return await self._begin(run, state, until)
         except RefusedError as error:
             return error.refusal
 
@@ -107,23 +117,51 @@ class Teaching:
 
     # A step.
 
-    async def _admit(self, run: str, until: float, *, fresh: bool = True) -> None:
+    async def _admit(self, run: str, until: float) -> None:
         """Let one run learn at a time; a new one begins with the estimator as it was."""
-        while self.unseen & {n for n, r in self.fleet.replicas.items() if r.state == ReplicaState.RESTARTING}:
-            if time.monotonic() > until:
-                raise RefusedError("unavailable", "the replicas do not answer the new supervisor")
-            await asyncio.sleep(PAUSE)
-        owner = self.run or str(self.last.get("run", ""))
-        if owner in ("", run):
+        await self._settle(run, until)
+        if self._owner() in ("", run):
             self.run = run
             return
-        if owner in self.runs():
+        self._require_free(run)
+        async with self._turn(until):
+            if self._owner() != run:
+                self._require_free(run)  # of several that waited for their turn the first has it
+                await self._begin(run, None, until)
+
+    async def _settle(self, run: str, until: float) -> None:
+        """A supervisor that was started anew knows neither versions nor callers until they give a sign of life."""
+        while self._unheard() or self._awaited(run):
+            if time.monotonic() > until:
+                raise RefusedError("unavailable", "replicas or trainers have not answered the new supervisor")
+            await asyncio.sleep(PAUSE)
+
+    def _unheard(self) -> set[int]:
+        return self.unseen & {n for n, r in self.fleet.replicas.items() if r.state == ReplicaState.RESTARTING}
+
+    def _awaited(self, run: str) -> bool:
+        """Whether it is another run that taught these replicas, and may still be alive."""
+        owner = self._owner()
+        return not self.run and owner not in ("", run, *self.runs()) and time.monotonic() < self.heard
+
+    def _owner(self) -> str:
+        return self.run or str(self.last.get("run", ""))
+
+    def _require_free(self, run: str) -> None:
+        owner = self._owner()
+        if owner != run and owner in self.runs():
             raise RefusedError("leased", f"the run {owner} learns in this pool: start another pool, or wait for it")
-        async with self.turn:
-            if self.run != run:
-                self.run, self.last = run, {}
-                if fresh and self.fleet.version:
-                    await self._restore(None, until)
+
+    async def _begin(self, run: str, state: WireState | None, until: float) -> int:
+        """Under the turn: a run has the pool, from a state or from the start on; if that fails, as before."""
+        former, self.run = self.run, run
+        try:
+            restored = await self.copies.restore(state, until)
+        except BaseException:
+            self.run = former
+            raise
+        self.last = dict(restored.last)
+        return restored.version
 
     def _done(self, part: LearnPart) -> LearnReply | None:
         """The answer to a step that was taken already."""
@@ -133,9 +171,9 @@ class Teaching:
             raise RefusedError("past", f"step {part.step} was asked for and step {self.last['step']} was taken")
         return LearnReply(part.run, part.step, self.last["version"], self.last["metrics"])
 
-    def _enter(self, part: LearnPart) -> Round:
+    def _enter(self, part: LearnPart, until: float) -> Round:
         """Add a part to its round, which begins when all are there."""
-        found = self.rounds.setdefault(part.key, Round(time.monotonic() + part.seconds))
+        found = self.rounds.setdefault(part.key, Round(until))
         for other in found.parts.values():
             if (other.parts, other.options) != (part.parts, part.options):
                 raise RefusedError("failed", "the trainers of a step disagree on the number of parts or the options")
@@ -152,13 +190,15 @@ class Teaching:
         return LearnRefusal(
             "late",
             f"part {missing} of {part.parts} of step {part.step} of the run {part.run} did not come within "
-            f"{part.seconds:g} s",
+            f"{part.seconds:g} s; see that all trainers run",
         )
 
     async def _take(self, key: tuple[str, int], found: Round) -> None:
         answer: LearnReply | LearnRefusal
         try:
-            async with self.turn:
+            async with self._turn(found.ends):
+                if self.run != key[0]:
+                    raise RefusedError("leased", f"the run {self.run} learns in this pool by now")
                 parts = [found.parts[number] for number in sorted(found.parts)]
                 answer = await self._step(parts, found.ends)
         except RefusedError as error:
@@ -170,23 +210,35 @@ class Teaching:
         if not found.answer.done():
             found.answer.set_result(answer)
 
+    @asynccontextmanager
+    async def _turn(self, until: float) -> AsyncIterator[None]:
+        """One thing at a time changes what is learnt, or reads it."""
+        try:
+            await asyncio.wait_for(self.turn.acquire(), max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            raise RefusedError("late", "a step or a state that came before was still under way") from None
+        try:
+            yield
+        finally:
+            self.turn.release()
+
     async def _step(self, parts: list[LearnPart], until: float) -> LearnReply:
         first, version, copies = parts[0], self.fleet.version, self.copies
         serving = await copies.serving(until)
         shards = share_out(parts, len(serving), version)
         if not shards:
             raise RefusedError("failed", "the step holds no sentence")
-        work = [copies.differentiate(shard, place, until) for place, shard in enumerate(shards)]
-        mean, metrics = combine(await asyncio.gather(*work))
+        work = [asyncio.create_task(copies.differentiate(shard, place, until)) for place, shard in enumerate(shards)]
+        try:
+            mean, metrics = combine(await asyncio.gather(*work))
+        finally:
+            for task in work:  # a step that one shard has failed asks for no other
+                task.cancel()
         if not np.isfinite(mean).all():
             raise RefusedError("failed", "the gradient of the estimator is not finite; lower the learning rate")
         last = {"run": first.run, "step": first.step, "version": version + 1, "metrics": metrics}
         said, ready = await copies.prepare(version + 1, ray.put(mean), first, last, until)
+        state = await copies.prepared(said, ready, until)
         self.last = last
-        await copies.release(version + 1, said, ready)
+        await copies.release(state, said, ready, until)
         return LearnReply(first.run, first.step, version + 1, metrics)
-
-    async def _restore(self, state: WireState | None, until: float) -> int:
-        restored = await self.copies.restore(state, until)
-        self.last = dict(restored.last)
-        return restored.version
