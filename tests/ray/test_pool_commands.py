@@ -189,7 +189,11 @@ def test_a_caller_that_joins_by_the_state_file_gets_the_local_scores(place: Path
 
 def test_what_is_up_stays_whatever_is_asked_beside_it(place: Path) -> None:
     before = found(place)["replicas"][0]["process"]
-    assert forked("up", "kiwi", *SMALL, folder=place).out == "The energy pool default is up: 1 replica(s) of kiwi.\n"
+    done = forked("up", "kiwi", *SMALL, folder=place)
+    assert (done.code, done.out) == (0, "The energy pool default is up already: 1 replica(s) of kiwi.\n")
+    forked("up", "kiwi", *SMALL, "--set", "precision=bf16", folder=place).refuses(
+        2, "pool default is up with other settings (precision is fp32 and not bf16)", "--name", "`energymt pool down`"
+    )
     forked("up", "kiwi", "--name", "second", "--replicas", "3", folder=place).refuses(3, "needs 3 CPUs", "has 2")
     forked("status", "--name", "second", folder=place).refuses(6, "no energy pool second", "`energymt pool up`")
     assert found(place)["replicas"][0]["process"] == before

@@ -142,6 +142,7 @@ class Supervisor:
         return {
             "name": self.name,
             "estimator": self.config.estimator,
+            "settings": self.config.model_dump(mode="json"),
             "version": self.fleet.version,
             "learns": self.config.learns,
             "seconds": now - self.started,
