@@ -37,10 +37,10 @@ def up(
     """
     from energymt.configuration import read_config
     from energymt.pool import ground, lifecycle
-    from energymt.pool.settings import PoolConfig, find_estimator
+    from energymt.pool.settings import PoolConfig, pinned
 
     config = read_config(PoolConfig, None, [f"estimator={estimator}", f"replicas={replicas}", *(settings or ())])
-    find_estimator(config)  # before a Ray is started for it
+    config = pinned(config)  # before a Ray is started for it
     ground.start_or_join(cpus)
     known = name in lifecycle.names()
     try:

@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup
 from energymt.errors import ConfigurationError, EnergyUnavailable, ResourceError
 from energymt.pool import actors
 from energymt.pool.fleet import SERVING
-from energymt.pool.settings import PoolConfig, find_estimator
+from energymt.pool.settings import PoolConfig, pinned
 from energymt.pool.supervisor import Supervisor
 
 FREE_SECONDS = 5.0  # that Ray takes at most to hear that an actor's resources are free again
@@ -33,10 +33,9 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
         ResourceError: the cluster has not the CPUs or GPUs that the pool asks for.
         EnergyUnavailable: its replicas do not start; nothing is left behind of a pool that was started here.
     """
-    until = time.monotonic() + wait
+    config, until = pinned(config), time.monotonic() + wait
     if actors.find(actors.supervisor_name(name)) is not None:
         return _join(name, config, until)
-    find_estimator(config)
     group = _reserve(name, config)
     options: dict[str, Any] = {
         "name": actors.supervisor_name(name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,18 @@ def find_estimator(config: PoolConfig) -> Path | Callable[[], QualityEstimator]:
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"There is no function {config.estimator} ({error}); check module and name.") from None
     return found
+
+
+def pinned(config: PoolConfig) -> PoolConfig:
+    """The same settings for callers and replicas in any folder: a path becomes absolute, other addresses stay.
+
+    Raises:
+        StorageError, ConfigurationError: see `find_estimator`.
+    """
+    if callable(find_estimator(config)):
+        return config
+    path = Path(config.estimator).expanduser()
+    return config.model_copy(update={"estimator": os.path.abspath(path)}) if path.exists() else config
 
 
 def open_estimator(config: PoolConfig) -> QualityEstimator:
