@@ -1,7 +1,7 @@
 """How a process reaches supervisor and replicas when the supervisor is frozen: nobody waits past a deadline."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,7 +57,7 @@ def transport(ray: Ray) -> RayTransport:
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Callable[[Callable[[], Any]], threading.Event]]:
+def elsewhere() -> Callable[[Callable[[], Any]], threading.Event]:
     """Run something in another thread; the event is set when it has ended, or raised."""
 
     def run(work: Callable[[], Any]) -> threading.Event:
@@ -74,7 +74,7 @@ def elsewhere() -> Iterator[Callable[[Callable[[], Any]], threading.Event]]:
         threading.Thread(target=whole, daemon=True).start()
         return ended
 
-    yield run
+    return run
 
 
 def test_a_frozen_supervisor_costs_no_deadline(ray: Ray, transport: RayTransport) -> None:

@@ -2,13 +2,16 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from energymt.errors import StorageError
+from energymt.folders import write_manifest
 from energymt.pool import opening
-from energymt.pool.settings import PoolConfig, find_estimator, pinned
+from energymt.pool.settings import PoolConfig, find_estimator, open_estimator, pinned
 from tests import estimators
 
 
@@ -41,3 +44,42 @@ def test_what_is_no_path_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_function_stays() -> None:
     config = PoolConfig(estimator="tests.faults.pool_estimators:braked")
     assert pinned(config) == config
+
+
+# -------------------------------------------------------------------------------------------------- the same weights
+
+
+@pytest.fixture
+def overwritten(here: Path, monkeypatch: pytest.MonkeyPatch) -> PoolConfig:
+    """A pool that was started with the estimator in `kiwi`, before another one was written there."""
+    config = pinned(PoolConfig(estimator="kiwi"))
+    settings = {"settings": config.model_dump(mode="json"), "estimator": config.estimator}
+    monkeypatch.setattr(opening.lifecycle, "status", lambda name: settings)
+    monkeypatch.setattr(opening.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(opening, "Connection", lambda *arguments, **options: SimpleNamespace(client=None))
+    opening.open_pool("default")
+    assert opening.frozen_address("default") == str(here / "kiwi")
+    open_estimator(config)
+    for weights in (here / "kiwi").glob("*.safetensors"):
+        state = safetensors.torch.load_file(weights)
+        weights.unlink()
+        safetensors.torch.save_file({name: tensor + 0.25 for name, tensor in state.items()}, weights, {"format": "pt"})
+    write_manifest(here / "kiwi", {})
+    return config
+
+
+@pytest.mark.parametrize(
+    "read",
+    [open_estimator, lambda config: opening.open_pool("default"), lambda config: opening.frozen_address("default")],
+    ids=["a replica", "a caller", "a judge"],
+)
+def test_weights_that_were_overwritten_are_refused(read: Any, overwritten: PoolConfig) -> None:
+    with pytest.raises(
+        StorageError, match=r"kiwi holds other weights than when .* was started: .*`energymt pool down`"
+    ):
+        read(overwritten)
+
+
+def test_a_pool_of_other_weights_is_another_pool(overwritten: PoolConfig) -> None:
+    assert pinned(PoolConfig(estimator="kiwi")) != overwritten
+    assert pinned(overwritten) == overwritten

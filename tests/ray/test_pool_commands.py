@@ -159,7 +159,10 @@ def test_a_new_ray_is_given_time_and_ends_if_it_cannot_be_joined(
 def test_another_process_sees_it(place: Path) -> None:
     done = pool("status", folder=place)
     assert (done.code, done.err) == (0, "")
-    assert f"energy pool default: {place / 'kiwi'}, version 0" in " ".join(done.out.split()) and "callers: none" in done.out
+    assert (
+        f"energy pool default: {place / 'kiwi'}, version 0" in " ".join(done.out.split())
+        and "callers: none" in done.out
+    )
     assert re.search(r"^ *0 +healthy +0 +0 ", done.out, re.MULTILINE), done.out
     status = found(place)
     [replica] = status["replicas"]

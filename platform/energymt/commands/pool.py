@@ -33,7 +33,7 @@ def up(
 ) -> int:
     """Start a pool of replicas that serve an estimator's scores and gradients; it runs until `pool down`.
 
-    One of that name that is up already stays as it is, and other settings for it are refused. Keys of --set: `energymt pool keys`.
+    One that is up already stays as it is, and other settings for it are refused. Keys of --set: `energymt pool keys`.
     """
     from energymt.configuration import read_config
     from energymt.pool import ground, lifecycle

@@ -14,6 +14,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 
 from energymt.configuration import Section
 from energymt.errors import ConfigurationError, StorageError
+from energymt.folders import weights_fingerprint
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_config import Order
 from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
@@ -27,6 +28,8 @@ class PoolConfig(Section):
 
     estimator: str
     """Address of an estimator folder, or `package.module:function` that returns a QualityEstimator."""
+    fingerprint: str = ""
+    """Of the estimator's weights; a replica or caller that finds others is refused. Empty: as they are at the start."""
     order: Order = "comet"
     """Segments of a joint input: `comet`, or `published` as in the code of QE-EBM."""
     replicas: PositiveInt = 1
@@ -109,15 +112,36 @@ def find_estimator(config: PoolConfig) -> Path | Callable[[], QualityEstimator]:
 
 
 def pinned(config: PoolConfig) -> PoolConfig:
-    """The same settings for callers and replicas in any folder: a path becomes absolute, other addresses stay.
+    """The same settings for callers and replicas in any folder and at any time.
+
+    A path becomes absolute, other addresses stay; and what the weights are now is noted, unless it is already.
 
     Raises:
         StorageError, ConfigurationError: see `find_estimator`.
     """
-    if callable(find_estimator(config)):
+    found = find_estimator(config)
+    if callable(found):
         return config
     path = Path(config.estimator).expanduser()
-    return config.model_copy(update={"estimator": os.path.abspath(path)}) if path.exists() else config
+    address = os.path.abspath(path) if path.exists() else config.estimator
+    return config.model_copy(update={"estimator": address, "fingerprint": config.fingerprint or _fingerprint(found)})
+
+
+def require_pinned(config: PoolConfig, folder: Path) -> None:
+    """Refuse other weights than those that the pool was started with; ask when they have been read.
+
+    Raises:
+        StorageError: with what to do.
+    """
+    if config.fingerprint and _fingerprint(folder) != config.fingerprint:
+        raise StorageError(
+            f"{folder} holds other weights than when the energy pool was started: bring those back, or end the pool by "
+            f"`energymt pool down` and start it anew."
+        )
+
+
+def _fingerprint(folder: Path) -> str:
+    return weights_fingerprint(folder)[:16]
 
 
 def open_estimator(config: PoolConfig) -> QualityEstimator:
@@ -125,9 +149,14 @@ def open_estimator(config: PoolConfig) -> QualityEstimator:
 
     Raises:
         ConfigurationError: if it cannot serve as an energy.
+        StorageError: if it is not the one that the pool was started with.
     """
     found = find_estimator(config)
-    estimator = load_estimator(found, config.order) if isinstance(found, Path) else found()
+    if isinstance(found, Path):
+        estimator = load_estimator(found, config.order)
+        require_pinned(config, found)
+    else:
+        estimator = found()
     if not estimator.differentiable:
         raise ConfigurationError(
             f"{config.estimator} needs references or counts error spans: it scores text but is no energy; "
