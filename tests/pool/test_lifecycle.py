@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from energymt.errors import ConfigurationError, EnergyUnavailable
+from energymt.errors import ConfigurationError, EnergyUnavailable, ResourceError
 from energymt.pool import lifecycle
 from energymt.pool.settings import PoolConfig
 
@@ -76,3 +76,14 @@ def test_an_interrupted_command_ends_nothing_that_was_up(standing: Standing, mon
     with pytest.raises(KeyboardInterrupt):
         lifecycle.up("default", CONFIG)
     assert not standing.ended
+
+
+def test_the_cluster_has_room_for_the_most_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the last of them would be waited for, and never be placed."""
+    monkeypatch.setattr(lifecycle.actors, "find", lambda name: None)
+    monkeypatch.setattr(lifecycle.ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(lifecycle.ray, "available_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(lifecycle.ray.util, "placement_group", lambda *given, **more: pytest.fail("it took the room"))
+    config = CONFIG.model_copy(update={"most_replicas": 4})
+    with pytest.raises(ResourceError, match=r"needs 4 CPUs \(4 replicas of 1 CPUs and 0 GPUs\), and the cluster has 3"):
+        lifecycle.up("default", config)

@@ -100,10 +100,11 @@ def _short(need: dict[str, float], have: dict[str, float]) -> list[str]:
 
 
 def _reserve(name: str, config: PoolConfig) -> PlacementGroup:
-    """Take the resources of the first replicas, or say what is missing."""
-    need = {"CPU": config.cpus * config.replicas, "GPU": config.gpus * config.replicas}
-    until = time.monotonic() + FREE_SECONDS
-    for resources, word in ((ray.cluster_resources, "has"), (ray.available_resources, "has free")):
+    """Take the resources of the first replicas, or say what is missing: of free ones for these, of any for the most."""
+    until, most = time.monotonic() + FREE_SECONDS, max(config.replicas, config.most_replicas or 1)
+    looks = ((ray.cluster_resources, "has", most), (ray.available_resources, "has free", config.replicas))
+    for resources, word, replicas in looks:
+        need = {"CPU": config.cpus * replicas, "GPU": config.gpus * replicas}
         while short := _short(need, have := resources()):  # type: ignore[no-untyped-call]
             if word == "has free" and time.monotonic() < until:
                 time.sleep(0.25)
@@ -111,7 +112,7 @@ def _reserve(name: str, config: PoolConfig) -> PlacementGroup:
             wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in short)
             there = " and ".join(f"{have.get(kind, 0.0):g}" for kind in short)
             raise ResourceError(
-                f"The energy pool {name} needs {wanted} ({config.replicas} replicas of {config.cpus:g} CPUs and "
+                f"The energy pool {name} needs {wanted} ({replicas} replicas of {config.cpus:g} CPUs and "
                 f"{config.gpus:g} GPUs), and the cluster {word} {there}: ask for fewer or smaller replicas."
             )
     bundle = {kind: amount for kind, amount in (("CPU", config.cpus), ("GPU", config.gpus)) if amount > 0}
