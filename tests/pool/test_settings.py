@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
-from energymt.errors import StorageError
+from energymt.errors import ResourceError, StorageError
 from energymt.folders import write_manifest
 from energymt.pool import opening
 from energymt.pool.settings import PoolConfig, find_estimator, open_estimator, pinned
@@ -44,6 +45,14 @@ def test_what_is_no_path_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_function_stays() -> None:
     config = PoolConfig(estimator="tests.faults.pool_estimators:braked")
     assert pinned(config) == config
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_torch_does_not_find_is_missed(here: Path) -> None:
+    """Instead of serving on the CPU, twenty times as slowly."""
+    with pytest.raises(ResourceError, match=r"has 0.5 GPUs \(gpus\) and torch finds no CUDA device .* set gpus to 0"):
+        open_estimator(PoolConfig(estimator="kiwi", gpus=0.5))
+    assert open_estimator(PoolConfig(estimator="kiwi")).table_VD.device.type == "cpu"
 
 
 # -------------------------------------------------------------------------------------------------- the same weights

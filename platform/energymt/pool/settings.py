@@ -13,7 +13,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from energymt.configuration import Section
-from energymt.errors import ConfigurationError, StorageError
+from energymt.errors import ConfigurationError, ResourceError, StorageError
 from energymt.folders import weights_fingerprint
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_config import Order
@@ -35,7 +35,7 @@ class PoolConfig(Section):
     replicas: PositiveInt = 1
     """Replicas at the start, and the fewest."""
     most_replicas: PositiveInt | None = None
-    """Most replicas when requests wait; none: as many as at the start."""
+    """Most replicas when requests wait, for which the cluster must have room; none: as many as at the start."""
     cpus: NonNegativeFloat = 1.0
     """CPUs of a replica."""
     gpus: NonNegativeFloat = 0.0
@@ -150,7 +150,13 @@ def open_estimator(config: PoolConfig) -> QualityEstimator:
     Raises:
         ConfigurationError: if it cannot serve as an energy.
         StorageError: if it is not the one that the pool was started with.
+        ResourceError: GPUs were given and torch finds none.
     """
+    if config.gpus > 0 and not torch.cuda.is_available():
+        raise ResourceError(
+            f"A replica has {config.gpus:g} GPUs (gpus) and torch finds no CUDA device there: install a torch with "
+            f"CUDA, or set gpus to 0."
+        )
     found = find_estimator(config)
     if isinstance(found, Path):
         estimator = load_estimator(found, config.order)
@@ -162,6 +168,6 @@ def open_estimator(config: PoolConfig) -> QualityEstimator:
             f"{config.estimator} needs references or counts error spans: it scores text but is no energy; "
             f"use a COMET-KIWI checkpoint."
         )
-    device = "cuda" if config.gpus > 0 and torch.cuda.is_available() else "cpu"
+    device = "cuda" if config.gpus > 0 else "cpu"
     moved: QualityEstimator = estimator.to(device=device, dtype=PRECISIONS[config.precision])
     return moved
