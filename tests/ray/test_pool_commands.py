@@ -145,7 +145,7 @@ def test_a_new_ray_is_given_time_and_ends_if_it_cannot_be_joined(
     monkeypatch.setattr(ground, "end", lambda: ended.append(head))
     monkeypatch.setattr(ground.runtime, "start", start)
     if joined:
-        ground.start_or_join()
+        assert ground.start_or_join()
         assert (tried, ended) == ([head.address] * 3, [])
     else:
         with pytest.raises(ResourceError, match="no node yet"):

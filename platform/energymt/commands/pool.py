@@ -41,12 +41,12 @@ def up(
 
     config = read_config(PoolConfig, None, [f"estimator={estimator}", f"replicas={replicas}", *(settings or ())])
     config = pinned(config)  # before a Ray is started for it
-    ground.start_or_join(cpus)
-    known = name in lifecycle.names()
+    started = ground.start_or_join(cpus)
     try:
+        known = name in lifecycle.names()
         found = lifecycle.up(name, config)
     except BaseException:
-        if not lifecycle.names():
+        if started and not lifecycle.names():  # else another terminal may be about to start a pool in it
             ground.end()
         raise
     how = "up already" if known else "up"
