@@ -6,7 +6,7 @@ import ray
 
 from energymt.errors import ConfigurationError
 from energymt.models.estimator import QualityEstimator
-from energymt.models.estimator_folder import load_table
+from energymt.models.estimator_folder import load_table, read_longest_text
 from energymt.models.learning import Learns
 from energymt.pool import ground, lifecycle
 from energymt.pool.connection import Connection
@@ -33,12 +33,12 @@ def open_pool(name: str, run: str = "", *, alone: bool = False) -> tuple[PooledE
     found = find_estimator(config)
     if callable(found):
         estimator: QualityEstimator = found()
-        table_VD, vocabulary = estimator.table_VD, estimator.vocabulary
+        table_VD, vocabulary, longest = estimator.table_VD, estimator.vocabulary, estimator.longest_text
     else:
-        table_VD, vocabulary = load_table(found)
+        (table_VD, vocabulary), longest = load_table(found), read_longest_text(found)
         require_pinned(config, found)
     connection = Connection(name, run=run, alone=alone)
-    pooled = PooledEstimator(connection.client, table_VD, vocabulary, connection=connection)
+    pooled = PooledEstimator(connection.client, table_VD, vocabulary, connection=connection, longest_text=longest)
     return pooled, PooledLearner(connection) if run else None
 
 
