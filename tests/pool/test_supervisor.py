@@ -194,6 +194,7 @@ def test_nothing_begins_after_its_end(cluster: Cluster, run: Run) -> None:
         pool = of()
         await until_serving(pool, 1)
         await pool.stop()
+        await asyncio.sleep(0.1)
         await pool.beat("me", "here:1")
         await pool.view()
         await asyncio.sleep(0.2)

@@ -170,6 +170,7 @@ def test_two_terminals_start_one_pool(pool: Any) -> None:
 
     from energymt.pool import actors
 
+    estimators.converted("kiwi")  # which two threads must not make at once
     with ThreadPoolExecutor(2) as threads:
         [one, other] = threads.map(lambda _: pool("raced"), range(2))
     assert [row["process"] for row in one["replicas"]] == [row["process"] for row in other["replicas"]]
