@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorAlreadyExistsError, ActorUnavailableError, GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RaySystemError
 from ray.util.placement_group import PlacementGroup
 
 from energymt.errors import ConfigurationError, EnergyUnavailable, ResourceError
@@ -36,7 +36,11 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
     config, until = pinned(config), time.monotonic() + wait
     if actors.find(actors.supervisor_name(name)) is not None:
         return _join(name, config, until)
-    group = _reserve(name, config)
+    try:
+        group = _reserve(name, config)
+    except RaySystemError:  # the name of its placement group is taken: another terminal was faster
+        _await_supervisor(name)
+        return _join(name, config, until)
     options: dict[str, Any] = {
         "name": actors.supervisor_name(name),
         "namespace": actors.NAMESPACE,
@@ -48,12 +52,12 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
     }
     try:
         ray.remote(Supervisor).options(**options).remote(name, config)
-    except ActorAlreadyExistsError:  # another terminal was faster
+    except BaseException:
         ray.util.remove_placement_group(group)
-        return _join(name, config, until)
+        raise
     try:
         found = _all_serving(name, config, until)
-        if found["gave_up"] or not _serves(found, config):
+        if not _serves(found, config):
             raise EnergyUnavailable(
                 f"The energy pool {name} does not start ({found['trouble'] or 'too slow'}); nothing of it is left."
             )
@@ -66,11 +70,13 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
 def _join(name: str, config: PoolConfig, until: float) -> dict[str, Any]:
     """The status of a pool that is up, as soon as all its replicas serve."""
     there, wanted = _first_status(name, until)["settings"], config.model_dump(mode="json")
-    other = [f"{key} is {there.get(key)} and not {value}" for key, value in wanted.items() if there.get(key) != value]
+    other = {key: f"{key} is {there[key]} and not {value}" for key, value in wanted.items() if there[key] != value}
+    if "estimator" in other:
+        other.pop("fingerprint", None)  # goes without saying
     if other:
         raise ConfigurationError(
-            f"The energy pool {name} is up with other settings ({', '.join(other)}): ask for the same, choose another "
-            f"name by --name, or end it by `energymt pool down` before."
+            f"The energy pool {name} is up with other settings ({', '.join(other.values())}): ask for the same, "
+            f"choose another name by --name, or end it by `energymt pool down` before."
         )
     found = _all_serving(name, config, until)
     if not _serves(found, config):
@@ -79,6 +85,18 @@ def _join(name: str, config: PoolConfig, until: float) -> dict[str, Any]:
             f"see `energymt pool status`, and end it by `energymt pool down` if it does not recover."
         )
     return found
+
+
+def _await_supervisor(name: str) -> None:
+    """Until a pool that is being started elsewhere has one."""
+    until = time.monotonic() + GROUP_SECONDS
+    while actors.find(actors.supervisor_name(name)) is None:
+        if time.monotonic() > until:
+            raise EnergyUnavailable(
+                f"The room of the energy pool {name} is taken by a `pool up` that has not come to its end: free it by "
+                f"`energymt pool down` and try again."
+            )
+        time.sleep(0.2)
 
 
 def _serves(found: dict[str, Any], config: PoolConfig) -> bool:
@@ -140,6 +158,7 @@ def _first_status(name: str, until: float) -> dict[str, Any]:
         except EnergyUnavailable:
             if time.monotonic() > until:
                 raise
+            time.sleep(0.2)
 
 
 def status(name: str) -> dict[str, Any]:
