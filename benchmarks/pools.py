@@ -91,7 +91,7 @@ class Direct:
     post: Post = field(default_factory=Post)
     name: str = "idle"
 
-    def view(self, fresh: bool) -> View:
+    def view(self, fresh: bool, seconds: float) -> View:
         """The one."""
         return View({0: 0})
 

@@ -4,12 +4,18 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from energymt.commands import translation
 from energymt.folders import verify_manifest
 from energymt.models.scoring import score_lines
+from energymt.pool import opening
+from energymt.pool.client import Client
+from energymt.pool.settings import PoolConfig
 from tests import estimators
+from tests.pool.pools import Threads, replica
 from tests.terminal import Done, quick
 
 SIDES = {
@@ -85,6 +91,24 @@ def test_a_long_line_is_scored_to_its_limit_and_named(folder: Path) -> None:
     wanted = score_lines(estimators.estimator("kiwi"), SIDES["source"], cut)
     assert [float(line) for line in done.out.splitlines()] == pytest.approx(wanted, abs=6e-5)
     assert re.fullmatch(r"target:1 has \d{4} tokens and the limit is 84: its end is cut off\.\n", done.err)
+
+
+def test_a_pool_names_it_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "target").write_text("\n".join(["a book . " * 112, *SIDES["target"][1:]]) + "\n", "utf-8")
+    model, settings = estimators.estimator("kiwi"), PoolConfig(estimator=str(estimators.converted("kiwi")))
+    threads = Threads([replica()])
+    connection = SimpleNamespace(client=Client(threads, deadline=120.0), close=threads.close)
+    status = {"settings": settings.model_dump(mode="json"), "learns": None}
+    monkeypatch.setattr(opening, "Connection", lambda *arguments, **options: connection)
+    monkeypatch.setattr(opening.lifecycle, "status", lambda name: status)
+    monkeypatch.setattr(opening.ray, "is_initialized", lambda: True)
+    assert translation.score("pool:default", folder / "source", folder / "target") == 0
+    wanted = score_lines(model, SIDES["source"], ["a book . " * 100, *SIDES["target"][1:]])
+    assert [float(line) for line in capsys.readouterr().out.splitlines()] == pytest.approx(wanted, abs=6e-5)
+    [told] = caplog.messages
+    assert re.search(r"target:1 has \d{3} tokens and the limit is 84: its end is cut off", told)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

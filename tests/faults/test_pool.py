@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -216,3 +218,29 @@ def test_the_supervisor_is_killed(ask: Any) -> None:
         require_right(ask())
     settled()
     assert sorted(processes()) == sorted(before)
+
+
+def test_the_supervisor_is_frozen(ask: Any, connection: Any) -> None:
+    """Callers go on with the replicas that they know; one that knows none is told so at its deadline."""
+    from energymt.pool.connection import VIEW_SECONDS, Connection
+    from energymt.pool.estimator import PooledEstimator
+
+    processes = psutil.Process().children(recursive=True)
+    [supervisor] = [each for each in processes if "ray::Supervisor" in " ".join(each.cmdline())]
+    require_right(ask())
+    local = model()
+    with Connection(NAME, deadline=3.0) as stranger, ThreadPoolExecutor() as threads:
+        pooled = PooledEstimator(stranger.client, local.table_VD, local.vocabulary)
+        supervisor.suspend()
+        try:
+            time.sleep(VIEW_SECONDS + 0.5)  # what the caller knows is too old by now
+            connection.client.deadline = 8.0
+            tickets = [ask() for _ in range(4)]
+            told = threads.submit(lambda: pooled.submit(*sentences(local)).result())
+            for ticket in tickets:
+                require_right(ticket)
+            with pytest.raises(EnergyUnavailable, match=r"for 3 s \(its supervisor does not answer\)"):
+                told.result(9.0)
+        finally:
+            supervisor.resume()
+    settled()

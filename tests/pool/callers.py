@@ -58,7 +58,7 @@ class Pool:
         self.reports: list[tuple[float, int]] = []
         self.views: list[bool] = []
 
-    def view(self, fresh: bool) -> View:
+    def view(self, fresh: bool, seconds: float) -> View:
         self.views.append(fresh)
         if self.gone is not None:
             raise self.gone

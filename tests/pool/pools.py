@@ -130,7 +130,7 @@ class Threads:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
-    def view(self, fresh: bool) -> View:
+    def view(self, fresh: bool, seconds: float) -> View:
         return View({number: len(replica.batcher) for number, replica in self.replicas.items()})
 
     def send(self, replica: int, request: Request) -> ThreadCall:

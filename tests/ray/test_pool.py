@@ -6,6 +6,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from energymt.errors import EnergyUnavailable, ResourceError, StorageError
+from energymt.errors import ConfigurationError, EnergyUnavailable, ResourceError, StorageError
 from energymt.models.estimator import QualityEstimator
 from energymt.pool import shared
 from energymt.pool.estimator import ScoreTicket
@@ -132,6 +133,59 @@ def test_a_pool_that_is_not_there(local_ray: Path) -> None:
         Connection("nowhere")
     with pytest.raises(EnergyUnavailable, match="no energy pool nowhere"):
         lifecycle.status("nowhere")
+
+
+@pytest.mark.parametrize(
+    "asked, word",
+    [
+        ({"estimator": "tests.faults.pool_estimators:braked"}, "estimator is .*kiwi and not tests.faults"),
+        ({"learns": "head"}, "learns is None and not head"),
+        ({"precision": "bf16"}, "precision is fp32 and not bf16"),
+        ({"replicas": 2}, "replicas is 1 and not 2"),
+    ],
+)
+def test_a_pool_that_is_up_is_not_another(asked: dict[str, Any], word: str, pool: Any) -> None:
+    [before] = pool("kept")["replicas"]
+    with pytest.raises(ConfigurationError, match=rf"pool kept is up with other settings \({word}\): .*--name"):
+        pool("kept", **asked)
+    [after] = pool("kept")["replicas"]
+    assert after["process"] == before["process"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, EnergyUnavailable])
+def test_who_did_not_start_a_pool_does_not_end_it(
+    error: type[BaseException], pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from energymt.pool import lifecycle
+
+    [before] = pool("kept")["replicas"]
+    with monkeypatch.context() as patch:
+
+        def interrupted(name: str, until: float) -> dict[str, Any]:
+            raise error
+
+        patch.setattr(lifecycle, "_first_status", interrupted)
+        with pytest.raises(error):
+            pool("kept")
+    [after] = lifecycle.status("kept")["replicas"]
+    assert after["process"] == before["process"]
+
+
+def test_two_terminals_start_one_pool(pool: Any) -> None:
+    import ray
+
+    from energymt.pool import actors
+
+    estimators.converted("kiwi")  # which two threads must not make at once
+    with ThreadPoolExecutor(2) as threads:
+        [one, other] = threads.map(lambda _: pool("raced"), range(2))
+    assert [row["process"] for row in one["replicas"]] == [row["process"] for row in other["replicas"]]
+    groups = [
+        entry["state"]
+        for entry in ray.util.placement_group_table().values()
+        if entry["name"] == actors.group_name("raced")
+    ]
+    assert groups.count("CREATED") == 1
 
 
 def test_a_pool_too_large_for_the_cluster(pool: Any) -> None:

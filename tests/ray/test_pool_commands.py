@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     try:
         done = pool("up", "kiwi", *SMALL, folder=folder)
         assert done.code == 0, done.err
-        assert done.out == "The energy pool default is up: 1 replica(s) of kiwi.\n"
+        assert done.out == f"The energy pool default is up: 1 replica(s) of {folder / 'kiwi'}.\n"
         assert "`energymt pool status`" in done.err and "`energymt pool down`" in done.err
         yield folder
     finally:
@@ -145,7 +145,7 @@ def test_a_new_ray_is_given_time_and_ends_if_it_cannot_be_joined(
     monkeypatch.setattr(ground, "end", lambda: ended.append(head))
     monkeypatch.setattr(ground.runtime, "start", start)
     if joined:
-        ground.start_or_join()
+        assert ground.start_or_join()
         assert (tried, ended) == ([head.address] * 3, [])
     else:
         with pytest.raises(ResourceError, match="no node yet"):
@@ -159,7 +159,10 @@ def test_a_new_ray_is_given_time_and_ends_if_it_cannot_be_joined(
 def test_another_process_sees_it(place: Path) -> None:
     done = pool("status", folder=place)
     assert (done.code, done.err) == (0, "")
-    assert "energy pool default: kiwi, version 0" in done.out and "callers: none" in done.out
+    assert (
+        f"energy pool default: {place / 'kiwi'}, version 0" in " ".join(done.out.split())
+        and "callers: none" in done.out
+    )
     assert re.search(r"^ *0 +healthy +0 +0 ", done.out, re.MULTILINE), done.out
     status = found(place)
     [replica] = status["replicas"]
@@ -189,7 +192,11 @@ def test_a_caller_that_joins_by_the_state_file_gets_the_local_scores(place: Path
 
 def test_what_is_up_stays_whatever_is_asked_beside_it(place: Path) -> None:
     before = found(place)["replicas"][0]["process"]
-    assert forked("up", "kiwi", *SMALL, folder=place).out == "The energy pool default is up: 1 replica(s) of kiwi.\n"
+    done = forked("up", "kiwi", *SMALL, folder=place)
+    assert (done.code, done.out) == (0, f"The energy pool default is up already: 1 replica(s) of {place / 'kiwi'}.\n")
+    forked("up", "kiwi", *SMALL, "--set", "precision=bf16", folder=place).refuses(
+        2, "pool default is up with other settings (precision is fp32 and not bf16)", "--name", "`energymt pool down`"
+    )
     forked("up", "kiwi", "--name", "second", "--replicas", "3", folder=place).refuses(3, "needs 3 CPUs", "has 2")
     forked("status", "--name", "second", folder=place).refuses(6, "no energy pool second", "`energymt pool up`")
     assert found(place)["replicas"][0]["process"] == before

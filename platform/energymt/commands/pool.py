@@ -33,22 +33,24 @@ def up(
 ) -> int:
     """Start a pool of replicas that serve an estimator's scores and gradients; it runs until `pool down`.
 
-    Keys of --set: `energymt pool keys`.
+    One that is up already stays as it is, and other settings for it are refused. Keys of --set: `energymt pool keys`.
     """
     from energymt.configuration import read_config
     from energymt.pool import ground, lifecycle
-    from energymt.pool.settings import PoolConfig, find_estimator
+    from energymt.pool.settings import PoolConfig, pinned
 
     config = read_config(PoolConfig, None, [f"estimator={estimator}", f"replicas={replicas}", *(settings or ())])
-    find_estimator(config)  # before a Ray is started for it
-    ground.start_or_join(cpus)
+    config = pinned(config)  # before a Ray is started for it
+    started = ground.start_or_join(cpus)
     try:
+        known = name in lifecycle.names()
         found = lifecycle.up(name, config)
     except BaseException:
-        if not lifecycle.names():
+        if started and not lifecycle.names():  # else another terminal may be about to start a pool in it
             ground.end()
         raise
-    typer.echo(f"The energy pool {name} is up: {len(found['replicas'])} replica(s) of {found['estimator']}.")
+    how = "up already" if known else "up"
+    typer.echo(f"The energy pool {name} is {how}: {len(found['replicas'])} replica(s) of {found['estimator']}.")
     typer.echo("Look at it by `energymt pool status`, end it by `energymt pool down`.", err=True)
     return 0
 

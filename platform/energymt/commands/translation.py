@@ -14,7 +14,7 @@ from energymt.commands.perturbation import Alpha, Norms, Proxy, Steps, Trust, pe
 from energymt.errors import ConfigurationError, DataError, StorageError
 
 if TYPE_CHECKING:
-    from energymt.models.estimator import QualityEstimator
+    from energymt.data.hub import HubVocabulary
 
 Engine = Literal["torch", "ctranslate2", "onnx"]
 Beam = Annotated[int, typer.Option(min=1, help="Beam of an autoregressive model; 1 is greedy.")]
@@ -134,7 +134,7 @@ def _qualities(folder: Path, files: dict[str, Path]) -> Iterator[float]:
     if "reference" in sides and "ref" not in estimator.config.parts:
         raise ConfigurationError(f"The metric in {folder} reads no references: drop --reference.")
     for name, texts in sides.items():
-        _tell_of_cuts(files[name], texts, estimator)
+        _tell_of_cuts(files[name], texts, estimator.vocabulary, estimator.longest_text)
     for start in range(0, lines, WINDOW):
         yield from score_lines(estimator, *(texts[start : start + WINDOW] for texts in sides.values()))
 
@@ -143,12 +143,19 @@ def _pooled(address: str, files: dict[str, Path]) -> Iterator[float]:
     """The same by the replicas of a pool."""
     import torch
 
+    from energymt.data.hub import HubVocabulary
     from energymt.models.scoring import WINDOW
+    from energymt.pool.estimator import PooledEstimator
     from energymt.quality import open_quality
 
     sides = _sides(files)
     quality = open_quality(address, torch.device("cpu"))
+    estimator, vocabulary = quality.estimator, quality.estimator.vocabulary
+    assert isinstance(estimator, PooledEstimator)
+    assert isinstance(vocabulary, HubVocabulary)  # no estimator has another
     try:
+        for name, texts in sides.items():
+            _tell_of_cuts(files[name], texts, vocabulary, estimator.longest_text)
         for start in range(0, len(sides["source"]), WINDOW):
             yield from quality.score(*(texts[start : start + WINDOW] for texts in sides.values()))
     finally:
@@ -166,11 +173,10 @@ def _sides(files: dict[str, Path]) -> dict[str, list[str]]:
     return sides
 
 
-def _tell_of_cuts(file: Path, texts: Sequence[str], estimator: QualityEstimator) -> None:
-    tokenizer, limit = estimator.vocabulary.tokenizer, estimator.longest_text
+def _tell_of_cuts(file: Path, texts: Sequence[str], vocabulary: HubVocabulary, limit: float) -> None:
     for number, text in enumerate(texts, 1):
         if len(text) > limit:  # a token is a character at least
-            tokens = len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+            tokens = len(vocabulary.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
             if tokens > limit:
                 logger.warning(
                     "%s:%d has %d tokens and the limit is %d: its end is cut off.", file, number, tokens, limit

@@ -21,7 +21,7 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from energymt.data.hub import HubVocabulary
 from energymt.data.vocabulary import Vocabulary
@@ -33,6 +33,14 @@ from energymt.records import SoftTarget, Source
 
 Segment = tuple[Tensor, Tensor]
 """Embeddings [B, L, D] of a text without special tokens, and the mask [B, L] of its real positions."""
+
+
+MARKERS = 4  # special tokens of two texts
+
+
+def longest_input(encoder: PretrainedConfig) -> int:
+    """`QualityEstimator.longest` of one with this encoder."""
+    return int(encoder.max_position_embeddings) - 2
 
 
 class Estimator(Protocol):
@@ -125,12 +133,12 @@ class QualityEstimator(Network):
     @property
     def longest(self) -> int:
         """Most positions of one input, special tokens included (XLM-R: 512); a longer one loses its end."""
-        return int(self.encoder.config.max_position_embeddings) - 2
+        return longest_input(self.encoder.config)
 
     @property
     def longest_text(self) -> int:
         """Most tokens of one text, special tokens not included (XLM-R: 508): COMET cuts each text at 510 with them."""
-        return self.longest - 4
+        return self.longest - MARKERS
 
     @property
     def differentiable(self) -> bool:

@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from energymt.data.hub import HubVocabulary
 from energymt.data.vocabulary import load_vocabulary
 from energymt.errors import ConfigurationError, StorageError
-from energymt.models.estimator import QualityEstimator
+from energymt.models.estimator import MARKERS, QualityEstimator, longest_input
 from energymt.models.estimator_config import EstimatorConfig, Order
 from energymt.models.pretrained import without_bars
 
@@ -114,6 +114,11 @@ def load_table(folder: Path | str) -> tuple[Tensor, HubVocabulary]:
         ) from None
     assert isinstance(vocabulary, HubVocabulary)
     return table_VD, vocabulary
+
+
+def read_longest_text(folder: Path | str) -> int:
+    """`QualityEstimator.longest_text` of the estimator in a folder, without its weights."""
+    return longest_input(AutoConfig.from_pretrained(folder, local_files_only=True)) - MARKERS
 
 
 def read_encoder(folder: Path) -> PreTrainedModel:

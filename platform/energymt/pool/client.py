@@ -49,8 +49,11 @@ class Transport(Protocol):
 
     name: str
 
-    def view(self, fresh: bool) -> View:
-        """Who can be asked; `fresh` asks the supervisor now. Raises GoneError if there is no pool."""
+    def view(self, fresh: bool, seconds: float) -> View:
+        """Who can be asked; `fresh` asks the supervisor now, and nobody waits longer than `seconds` for it.
+
+        Raises GoneError if it does not answer: what was seen before holds still.
+        """
         ...
 
     def send(self, replica: int, request: Request) -> Call:
@@ -127,10 +130,10 @@ class Client:
                 found.update(dict.fromkeys(list(ticket.running), len(ticket.request)))
         return found
 
-    def view(self, fresh: bool) -> View:
-        """Who can be asked; the last that was known, if there is nobody who would know better."""
+    def view(self, fresh: bool, seconds: float) -> View:
+        """Who can be asked; the last that was known, if there is nobody who would know better within `seconds`."""
         try:
-            self.last_view = self.transport.view(fresh)
+            self.last_view = self.transport.view(fresh, seconds)
         except GoneError as error:
             return replace(self.last_view or View({}), trouble=str(error))
         return self.last_view
@@ -166,7 +169,8 @@ class Ticket:
 
     def ask(self) -> None:
         """Ask one replica that was not asked yet; once all were, rest a little, and then anew."""
-        view = self.client.view(fresh=bool(self.tried or self.trouble))
+        left = max(0.0, self.ends - self.client.clock.monotonic())
+        view = self.client.view(fresh=bool(self.tried or self.trouble), seconds=left)
         now = self.client.clock.monotonic()
         replica = self.client.choose(view, self.tried | self.running.keys(), self.number)
         if replica is None:

@@ -19,11 +19,13 @@ from energymt.pool.post import Post
 from energymt.pool.wire import Request
 
 VIEW_SECONDS = 2.0  # that a view of the pool is used for
-ASK_SECONDS = 10.0  # for an answer of the supervisor
+SOON = 0.5  # seconds that a caller listens to the supervisor before it goes on with what it knows
+ASK_SECONDS = 10.0  # for an answer of the supervisor; then it is asked again
+QUIET = 0.5  # seconds until a supervisor that is gone is asked again
 
 
 class RayTransport:
-    """The supervisor and the replicas of a pool.
+    """The supervisor and the replicas of a pool; many threads may share it.
 
     Args:
         name: of the pool.
@@ -40,37 +42,63 @@ class RayTransport:
         self.handles: dict[int, Any] = {}
         self.post = Post()
         self.seen, self.seen_at = View({}), -1e9
-        self.lock = threading.Lock()
+        self.question: Any = None  # to the supervisor, on its way
+        self.asked_at = self.failed_at = -1e9
+        self.trouble = ""  # of the last question
+        self.lock = threading.Lock()  # of what is above; nobody waits while holding it
 
-    def view(self, fresh: bool) -> View:
-        """See `client.Transport`."""
+    def view(self, fresh: bool, seconds: float) -> View:
+        """See `client.Transport`. All threads share one question: who puts it listens a moment, the others go on."""
         with self.lock:
-            if fresh or not self.seen.queues or time.monotonic() - self.seen_at > VIEW_SECONDS:
-                try:
-                    assert self.supervisor is not None
-                    self.seen = ray.get(self.supervisor.view.remote(), timeout=ASK_SECONDS)
-                except GetTimeoutError:
-                    raise GoneError("its supervisor does not answer") from None
-                except RayError as error:
-                    self.supervisor = actors.find(actors.supervisor_name(self.name)) or self.supervisor
-                    raise GoneError(f"its supervisor is gone ({' '.join(str(error).split())[:200]})") from None
-                self.seen_at = time.monotonic()
-                self.handles = {number: handle for number, handle in self.handles.items() if number in self.seen.queues}
-            return self.seen
+            now = time.monotonic()
+            if not fresh and self.seen.queues and now - self.seen_at <= VIEW_SECONDS:
+                return self.seen
+            if now - self.failed_at < QUIET:
+                raise GoneError(self.trouble)
+            mine = self.question is None or now - self.asked_at > ASK_SECONDS
+            if mine:
+                assert self.supervisor is not None
+                self.question, self.asked_at = self.supervisor.view.remote(), now
+            question = self.question
+            patience = min(seconds, self.asked_at + SOON - now) if mine or not self.seen.queues else 0.0
+        try:
+            found: View = ray.get(question, timeout=max(0.001, patience))
+        except GetTimeoutError:
+            raise GoneError("its supervisor does not answer") from None
+        except RayError as error:
+            raise self._failed(question, error) from None
+        with self.lock:
+            if self.question is question:  # else another thread has taken this answer already
+                self.question = None
+                self.seen, self.seen_at = found, time.monotonic()
+                self.handles = {number: handle for number, handle in self.handles.items() if number in found.queues}
+        return found
+
+    def _failed(self, question: Any, error: RayError) -> GoneError:
+        supervisor = actors.find(actors.supervisor_name(self.name))
+        with self.lock:
+            self.supervisor = supervisor or self.supervisor
+            if self.question is question:
+                self.question, self.failed_at = None, time.monotonic()
+                self.trouble = f"its supervisor is gone ({' '.join(str(error).split())[:200]})"
+            return GoneError(self.trouble)
 
     def send(self, replica: int, request: Request) -> Call:
         """See `client.Transport`."""
-        handle = self.handles.get(replica)
+        with self.lock:
+            handle = self.handles.get(replica)
         if handle is None:
             handle = actors.find(actors.replica_name(self.name, replica))
             if handle is None:
                 raise GoneError(f"replica {replica} is gone")
-            self.handles[replica] = handle
+            with self.lock:
+                self.handles[replica] = handle
         return self.post.send(handle, request)
 
     def report(self, replica: int) -> None:
         """See `client.Transport`."""
-        self.handles.pop(replica, None)
+        with self.lock:
+            self.handles.pop(replica, None)
         with suppress(RayError):
             assert self.supervisor is not None
             self.supervisor.report.remote(replica)

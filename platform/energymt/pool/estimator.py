@@ -70,6 +70,7 @@ class PooledEstimator:
         precision: of embeddings and gradients on the wire: fp32, bf16 (half the bytes), or fp64.
         version: of the energy that answers must have, at least; a learner raises it.
         connection: that `close` gives back.
+        longest_text: most tokens of a text, beyond which the replicas cut it; infinite where that is not known.
     """
 
     differentiable = True
@@ -82,11 +83,13 @@ class PooledEstimator:
         precision: str = "fp32",
         version: int = 0,
         connection: Connection | None = None,
+        longest_text: float = math.inf,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
         self.client, self.table_VD, self.vocabulary = client, table_VD, vocabulary
         self.precision, self.version, self.connection = precision, version, connection
+        self.longest_text = longest_text
 
     def submit(self, source: Source, target: SoftTarget) -> ScoreTicket:
         """Send sentences; `ticket.result()` gives their scores. Several tickets may be in flight."""

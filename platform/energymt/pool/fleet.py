@@ -99,11 +99,13 @@ class Fleet:
         size: replicas wanted.
         limits: see `Limits`.
         version: of the energy that may be served.
+        reserved: replicas of the numbers below it have room of their own, so these numbers are given again.
     """
 
     size: int
     limits: Limits = field(default_factory=Limits)
     version: int = 0
+    reserved: int = 0
     replicas: dict[int, Member] = field(default_factory=dict)
     next_number: int = 0
 
@@ -115,6 +117,10 @@ class Fleet:
     def counted(self) -> list[Member]:
         """Replicas that make up the size of the pool."""
         return [replica for replica in self.replicas.values() if replica.state != State.RETIRED]
+
+    def settled(self) -> bool:
+        """Whether it has what it can have: every replica serves, or was given up."""
+        return all(replica.state in SERVING or self._hopeless(replica) for replica in self.counted())
 
     def adopt(self, number: int, now: float) -> None:
         """A replica that runs already; it serves when it has answered a ping."""
@@ -209,8 +215,8 @@ class Fleet:
         for replica in list(self.replicas.values()):
             actions += self._look_at(replica, now)
         for _ in range(self.size - len(self.counted())):
-            number, self.next_number = self.next_number, self.next_number + 1
-            self.replicas[number] = Member(number, State.RESTARTING, now)
+            number = next((free for free in range(self.reserved) if free not in self.replicas), self.next_number)
+            self.adopt(number, now)
             actions.append(Action("start", number))
         return actions
 
@@ -240,13 +246,18 @@ class Fleet:
             if replica.left_over:
                 replica.left_over = False
                 yield Action("kill", number)
-            if replica.failures >= self.limits.starts or replica.errors >= self.limits.errors:
+            if self._hopeless(replica):
                 yield Action("give up", number)
             elif now >= replica.start_at:
                 fresh = Member(number, State.RESTARTING, now, failures=replica.failures, last_error=replica.last_error)
                 fresh.restarts, fresh.errors = replica.restarts + 1, replica.errors
                 self.replicas[number] = fresh
                 yield Action("start", number)
+
+    def _hopeless(self, replica: Member) -> bool:
+        """Whether it is dead for good."""
+        spent = replica.failures >= self.limits.starts or replica.errors >= self.limits.errors
+        return replica.state == State.DEAD and spent
 
     def _proven(self, replica: Member, now: float) -> bool:
         """Whether its start was a success: a replica that dies as soon as it is asked has not lived."""

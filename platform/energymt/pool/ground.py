@@ -69,8 +69,8 @@ def join() -> None:
     _connect(head.address)
 
 
-def start_or_join(cpus: int | None = None) -> None:
-    """Connect this process to the Ray of the pools; start one on loopback if there is none.
+def start_or_join(cpus: int | None = None) -> bool:
+    """Connect this process to the Ray of the pools; start one on loopback if there is none. Whether one was started.
 
     Args:
         cpus: that a new one counts; None: the machine's.
@@ -80,7 +80,7 @@ def start_or_join(cpus: int | None = None) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         runtime.start()
-        return
+        return False
     head = find_head()
     started = head is None
     head = head or _start(cpus)
@@ -90,6 +90,7 @@ def start_or_join(cpus: int | None = None) -> None:
         if started:
             end()
         raise
+    return started
 
 
 def end() -> bool:

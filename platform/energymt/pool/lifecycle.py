@@ -7,12 +7,13 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RaySystemError
 from ray.util.placement_group import PlacementGroup
 
-from energymt.errors import EnergyUnavailable, ResourceError
+from energymt.errors import ConfigurationError, EnergyUnavailable, ResourceError
 from energymt.pool import actors
-from energymt.pool.settings import PoolConfig, find_estimator
+from energymt.pool.fleet import SERVING
+from energymt.pool.settings import PoolConfig, pinned
 from energymt.pool.supervisor import Supervisor
 
 FREE_SECONDS = 5.0  # that Ray takes at most to hear that an actor's resources are free again
@@ -22,42 +23,93 @@ RESTART_SECONDS = 60.0  # for a supervisor whose process ended and is being star
 
 
 def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
-    """Start a pool and wait until all its replicas serve; one that is up already stays as it is. Returns its status.
+    """Start a pool and wait until all its replicas serve. Returns its status.
+
+    One that is up already stays, whatever comes: it may have callers.
 
     Raises:
         StorageError, ConfigurationError: there is no such estimator.
+        ConfigurationError: a pool of this name is up with other settings.
         ResourceError: the cluster has not the CPUs or GPUs that the pool asks for.
-        EnergyUnavailable: its replicas do not start; nothing is left behind.
+        EnergyUnavailable: its replicas do not start; nothing is left behind of a pool that was started here.
     """
-    if actors.find(actors.supervisor_name(name)) is None:
-        find_estimator(config)
-        _reserve(name, config)
-        options: dict[str, Any] = {
-            "name": actors.supervisor_name(name),
-            "namespace": actors.NAMESPACE,
-            "lifetime": "detached",
-            "num_cpus": 0,
-            "max_restarts": -1,
-            "max_concurrency": actors.CALLS_AT_ONCE,
-            "scheduling_strategy": "DEFAULT",
-            "get_if_exists": True,
-        }
-        ray.remote(Supervisor).options(**options).remote(name, config)
-    until = time.monotonic() + wait
+    config, until = pinned(config), time.monotonic() + wait
+    if actors.find(actors.supervisor_name(name)) is not None:
+        return _join(name, config, until)
     try:
-        while True:
-            found = _first_status(name, until)
-            serving = [row for row in found["replicas"] if row["state"] == "healthy"]
-            if len(serving) >= config.replicas:
-                return found
-            if found["gave_up"] or time.monotonic() > until:
-                raise EnergyUnavailable(
-                    f"The energy pool {name} does not start ({found['trouble'] or 'too slow'}); nothing of it is left."
-                )
-            time.sleep(0.2)
+        group = _reserve(name, config)
+    except RaySystemError:  # the name of its placement group is taken: another terminal was faster
+        _await_supervisor(name)
+        return _join(name, config, until)
+    options: dict[str, Any] = {
+        "name": actors.supervisor_name(name),
+        "namespace": actors.NAMESPACE,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_concurrency": actors.CALLS_AT_ONCE,
+        "scheduling_strategy": "DEFAULT",
+    }
+    try:
+        ray.remote(Supervisor).options(**options).remote(name, config)
+    except BaseException:
+        ray.util.remove_placement_group(group)
+        raise
+    try:
+        found = _all_serving(name, config, until)
+        if not _serves(found, config):
+            raise EnergyUnavailable(
+                f"The energy pool {name} does not start ({found['trouble'] or 'too slow'}); nothing of it is left."
+            )
     except BaseException:
         down(name)
         raise
+    return found
+
+
+def _join(name: str, config: PoolConfig, until: float) -> dict[str, Any]:
+    """The status of a pool that is up, as soon as all its replicas serve."""
+    there, wanted = _first_status(name, until)["settings"], config.model_dump(mode="json")
+    other = {key: f"{key} is {there[key]} and not {value}" for key, value in wanted.items() if there[key] != value}
+    if "estimator" in other:
+        other.pop("fingerprint", None)  # goes without saying
+    if other:
+        raise ConfigurationError(
+            f"The energy pool {name} is up with other settings ({', '.join(other.values())}): ask for the same, "
+            f"choose another name by --name, or end it by `energymt pool down` before."
+        )
+    found = _all_serving(name, config, until)
+    if not _serves(found, config):
+        raise EnergyUnavailable(
+            f"The energy pool {name} is up already and not all its replicas serve ({found['trouble'] or 'too slow'}): "
+            f"see `energymt pool status`, and end it by `energymt pool down` if it does not recover."
+        )
+    return found
+
+
+def _await_supervisor(name: str) -> None:
+    """Until a pool that is being started elsewhere has one."""
+    until = time.monotonic() + GROUP_SECONDS
+    while actors.find(actors.supervisor_name(name)) is None:
+        if time.monotonic() > until:
+            raise EnergyUnavailable(
+                f"The room of the energy pool {name} is taken by a `pool up` that has not come to its end: free it by "
+                f"`energymt pool down` and try again."
+            )
+        time.sleep(0.2)
+
+
+def _serves(found: dict[str, Any], config: PoolConfig) -> bool:
+    return sum(row["state"] in SERVING for row in found["replicas"]) >= config.replicas
+
+
+def _all_serving(name: str, config: PoolConfig, until: float) -> dict[str, Any]:
+    """The status of a pool when all its replicas serve, one was given up, or the time is over."""
+    while True:
+        found = _first_status(name, until)
+        if _serves(found, config) or found["gave_up"] or time.monotonic() > until:
+            return found
+        time.sleep(0.2)
 
 
 def _short(need: dict[str, float], have: dict[str, float]) -> list[str]:
@@ -65,11 +117,12 @@ def _short(need: dict[str, float], have: dict[str, float]) -> list[str]:
     return [kind for kind, amount in need.items() if amount > have.get(kind, 0.0) + 1e-6]
 
 
-def _reserve(name: str, config: PoolConfig) -> None:
-    """Take the resources of the first replicas, or say what is missing."""
-    need = {"CPU": config.cpus * config.replicas, "GPU": config.gpus * config.replicas}
-    until = time.monotonic() + FREE_SECONDS
-    for resources, word in ((ray.cluster_resources, "has"), (ray.available_resources, "has free")):
+def _reserve(name: str, config: PoolConfig) -> PlacementGroup:
+    """Take the resources of the first replicas, or say what is missing: of free ones for these, of any for the most."""
+    until, most = time.monotonic() + FREE_SECONDS, max(config.replicas, config.most_replicas or 1)
+    looks = ((ray.cluster_resources, "has", most), (ray.available_resources, "has free", config.replicas))
+    for resources, word, replicas in looks:
+        need = {"CPU": config.cpus * replicas, "GPU": config.gpus * replicas}
         while short := _short(need, have := resources()):  # type: ignore[no-untyped-call]
             if word == "has free" and time.monotonic() < until:
                 time.sleep(0.25)
@@ -77,7 +130,7 @@ def _reserve(name: str, config: PoolConfig) -> None:
             wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in short)
             there = " and ".join(f"{have.get(kind, 0.0):g}" for kind in short)
             raise ResourceError(
-                f"The energy pool {name} needs {wanted} ({config.replicas} replicas of {config.cpus:g} CPUs and "
+                f"The energy pool {name} needs {wanted} ({replicas} replicas of {config.cpus:g} CPUs and "
                 f"{config.gpus:g} GPUs), and the cluster {word} {there}: ask for fewer or smaller replicas."
             )
     bundle = {kind: amount for kind, amount in (("CPU", config.cpus), ("GPU", config.gpus)) if amount > 0}
@@ -86,12 +139,15 @@ def _reserve(name: str, config: PoolConfig) -> None:
     )
     try:
         ray.get(group.ready(), timeout=GROUP_SECONDS)
-    except GetTimeoutError:
+    except BaseException as error:
         ray.util.remove_placement_group(group)
+        if not isinstance(error, GetTimeoutError):
+            raise
         raise ResourceError(
             f"The energy pool {name} got no {config.replicas} × {bundle} within {GROUP_SECONDS:.0f} s: no node has "
             f"room for a replica, or others took it; ask for smaller replicas."
         ) from None
+    return group
 
 
 def _first_status(name: str, until: float) -> dict[str, Any]:
@@ -102,6 +158,7 @@ def _first_status(name: str, until: float) -> dict[str, Any]:
         except EnergyUnavailable:
             if time.monotonic() > until:
                 raise
+            time.sleep(0.2)
 
 
 def status(name: str) -> dict[str, Any]:

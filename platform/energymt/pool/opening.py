@@ -6,13 +6,13 @@ import ray
 
 from energymt.errors import ConfigurationError
 from energymt.models.estimator import QualityEstimator
-from energymt.models.estimator_folder import load_table
+from energymt.models.estimator_folder import load_table, read_longest_text
 from energymt.models.learning import Learns
 from energymt.pool import ground, lifecycle
 from energymt.pool.connection import Connection
 from energymt.pool.estimator import PooledEstimator
 from energymt.pool.learner import PooledLearner
-from energymt.pool.settings import PoolConfig, find_estimator
+from energymt.pool.settings import PoolConfig, find_estimator, require_pinned
 
 
 def open_pool(name: str, run: str = "", *, alone: bool = False) -> tuple[PooledEstimator, PooledLearner | None]:
@@ -25,19 +25,20 @@ def open_pool(name: str, run: str = "", *, alone: bool = False) -> tuple[PooledE
 
     Raises:
         EnergyUnavailable: no such pool.
-        StorageError: the estimator's folder cannot be read from here.
+        StorageError: the estimator's folder cannot be read from here, or holds other weights than the pool serves.
     """
     if not ray.is_initialized():
         ground.join()
-    config = PoolConfig(estimator=lifecycle.status(name)["estimator"])
+    config = _settings(name)
     found = find_estimator(config)
     if callable(found):
         estimator: QualityEstimator = found()
-        table_VD, vocabulary = estimator.table_VD, estimator.vocabulary
+        table_VD, vocabulary, longest = estimator.table_VD, estimator.vocabulary, estimator.longest_text
     else:
-        table_VD, vocabulary = load_table(found)
+        (table_VD, vocabulary), longest = load_table(found), read_longest_text(found)
+        require_pinned(config, found)
     connection = Connection(name, run=run, alone=alone)
-    pooled = PooledEstimator(connection.client, table_VD, vocabulary, connection=connection)
+    pooled = PooledEstimator(connection.client, table_VD, vocabulary, connection=connection, longest_text=longest)
     return pooled, PooledLearner(connection) if run else None
 
 
@@ -81,8 +82,19 @@ def served_address(name: str) -> str:
 
 
 def frozen_address(name: str) -> str:
-    """The address of the estimator that a pool began with."""
-    address = served_address(name)
-    if ":" in address and "/" not in address:
-        raise ConfigurationError(f"The pool {name} serves {address}, which is no folder.")
-    return address
+    """The address of the estimator that a pool began with.
+
+    Raises:
+        ConfigurationError: it is no folder.
+        StorageError: the folder holds other weights by now.
+    """
+    config = _settings(name)
+    found = find_estimator(config)
+    if callable(found):
+        raise ConfigurationError(f"The pool {name} serves {config.estimator}, which is no folder.")
+    require_pinned(config, found)
+    return config.estimator
+
+
+def _settings(name: str) -> PoolConfig:
+    return PoolConfig.model_validate(lifecycle.status(name)["settings"])

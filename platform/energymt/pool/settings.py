@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from energymt.configuration import Section
-from energymt.errors import ConfigurationError, StorageError
+from energymt.errors import ConfigurationError, ResourceError, StorageError
+from energymt.folders import weights_fingerprint
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_config import Order
 from energymt.models.estimator_folder import ESTIMATOR_FILE, load_estimator
@@ -26,12 +28,14 @@ class PoolConfig(Section):
 
     estimator: str
     """Address of an estimator folder, or `package.module:function` that returns a QualityEstimator."""
+    fingerprint: str = ""
+    """Of the estimator's weights; a replica or caller that finds others is refused. Empty: as they are at the start."""
     order: Order = "comet"
     """Segments of a joint input: `comet`, or `published` as in the code of QE-EBM."""
     replicas: PositiveInt = 1
     """Replicas at the start, and the fewest."""
     most_replicas: PositiveInt | None = None
-    """Most replicas when requests wait; none: as many as at the start."""
+    """Most replicas when requests wait, for which the cluster must have room; none: as many as at the start."""
     cpus: NonNegativeFloat = 1.0
     """CPUs of a replica."""
     gpus: NonNegativeFloat = 0.0
@@ -109,19 +113,63 @@ def find_estimator(config: PoolConfig) -> Path | Callable[[], QualityEstimator]:
     return found
 
 
+def pinned(config: PoolConfig) -> PoolConfig:
+    """The same settings for callers and replicas in any folder and at any time.
+
+    A path becomes absolute, other addresses stay; and what the weights are now is noted, unless it is already.
+
+    Raises:
+        StorageError, ConfigurationError: see `find_estimator`.
+    """
+    found = find_estimator(config)
+    if callable(found):
+        return config
+    path = Path(config.estimator).expanduser()
+    address = os.path.abspath(path) if path.exists() else config.estimator
+    return config.model_copy(update={"estimator": address, "fingerprint": config.fingerprint or _fingerprint(found)})
+
+
+def require_pinned(config: PoolConfig, folder: Path) -> None:
+    """Refuse other weights than those that the pool was started with; ask when they have been read.
+
+    Raises:
+        StorageError: with what to do.
+    """
+    if config.fingerprint and _fingerprint(folder) != config.fingerprint:
+        raise StorageError(
+            f"{folder} holds other weights than when the energy pool was started: bring those back, or end the pool by "
+            f"`energymt pool down` and start it anew."
+        )
+
+
+def _fingerprint(folder: Path) -> str:
+    return weights_fingerprint(folder)[:16]
+
+
 def open_estimator(config: PoolConfig) -> QualityEstimator:
     """The estimator of a pool, on the device and in the precision of its replicas.
 
     Raises:
         ConfigurationError: if it cannot serve as an energy.
+        StorageError: if it is not the one that the pool was started with.
+        ResourceError: GPUs were given and torch finds none.
     """
+    if config.gpus > 0 and not torch.cuda.is_available():
+        raise ResourceError(
+            f"A replica has {config.gpus:g} GPUs (gpus) and torch finds no CUDA device there: install a torch with "
+            f"CUDA, or set gpus to 0."
+        )
     found = find_estimator(config)
-    estimator = load_estimator(found, config.order) if isinstance(found, Path) else found()
+    if isinstance(found, Path):
+        estimator = load_estimator(found, config.order)
+        require_pinned(config, found)
+    else:
+        estimator = found()
     if not estimator.differentiable:
         raise ConfigurationError(
             f"{config.estimator} needs references or counts error spans: it scores text but is no energy; "
             f"use a COMET-KIWI checkpoint."
         )
-    device = "cuda" if config.gpus > 0 and torch.cuda.is_available() else "cpu"
+    device = "cuda" if config.gpus > 0 else "cpu"
     moved: QualityEstimator = estimator.to(device=device, dtype=PRECISIONS[config.precision])
     return moved

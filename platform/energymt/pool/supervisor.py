@@ -59,7 +59,7 @@ class Supervisor:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        self.fleet = Fleet(self.config.replicas, self.limits)
+        self.fleet = Fleet(self.config.replicas, self.limits, reserved=self.config.replicas)
         self.handles: dict[int, Any] = actors.replicas_of(self.name)
         now = time.monotonic()
         for number in self.handles:
@@ -78,6 +78,7 @@ class Supervisor:
         self.teaching = Teaching(self, self._runs, self.handles, lease) if learns else None
         self.gauges, self.published = Gauges(self.name), now
         self.loop: asyncio.Task[None] | None = None
+        self.stopped = False
         self.tasks: set[asyncio.Task[None]] = set()
 
     def _has_group(self) -> bool:
@@ -87,8 +88,8 @@ class Supervisor:
         )
 
     async def run(self) -> None:
-        """Begin; a second call changes nothing."""
-        if self.loop is None or self.loop.done():
+        """Begin, at whatever is asked or told first; another call changes nothing, and after `stop` none does."""
+        if not self.stopped and (self.loop is None or self.loop.done()):
             self.loop = asyncio.get_running_loop().create_task(self._supervise())
 
     async def view(self) -> View:
@@ -99,16 +100,19 @@ class Supervisor:
 
     async def report(self, replica: int) -> None:
         """A caller waited for it in vain."""
+        await self.run()
         self.fleet.reported(replica, time.monotonic())
 
     async def beat(self, client: str, label: str, run: str = "") -> None:
         """A caller lives: its lease is renewed."""
+        await self.run()
         now = time.monotonic()
         lease = self.leases.setdefault(client, Lease(client, label, run, now, now))
         lease.seen = now
 
     async def leave(self, client: str) -> None:
         """A caller ends: what it held returns."""
+        await self.run()
         self.leases.pop(client, None)
         for number, handle in self.handles.items():
             if number in self.fleet.serving():
@@ -144,6 +148,7 @@ class Supervisor:
         return {
             "name": self.name,
             "estimator": self.config.estimator,
+            "settings": self.config.model_dump(mode="json"),
             "version": self.fleet.version,
             "learns": self.config.learns,
             "lesson_seconds": self.config.lesson_seconds,
@@ -156,6 +161,7 @@ class Supervisor:
 
     async def stop(self) -> int:
         """End every replica; how many there were."""
+        self.stopped = True
         if self.loop is not None:
             self.loop.cancel()
         processes = [(health.process, health.node) for health in self.health.values()]
@@ -178,7 +184,9 @@ class Supervisor:
                 self._ping_all(now)
                 self._scale(now)
                 self._expire(now)
-                for action in self.fleet.step(now):
+                actions = self.fleet.step(now)
+                self.gave_up = ""  # said anew at every step as long as the replica is there
+                for action in actions:
                     self._do(action)
                 if now - self.published >= PUBLISH:
                     self.published = now
@@ -190,7 +198,6 @@ class Supervisor:
     def _do(self, action: Action) -> None:
         number = action.replica
         if action.kind == "start":
-            self.gave_up = ""
             self.handles[number] = actors.start_replica(
                 self.name,
                 self.config,
@@ -258,17 +265,16 @@ class Supervisor:
         if waits:
             self.needed = now
         wait = sum(waits) / len(waits) if waits else 0.0
-        settled = all(replica.state in (State.HEALTHY, State.SUSPECT) for replica in self.fleet.counted())
-        if settled:
-            size = wanted_size(
-                self.fleet.size,
-                self.config.replicas,
-                most,
-                wait,
-                self.config.aim_wait_ms / 1e3,
-                now - self.needed,
-                self.config.linger_seconds,
-            )
+        size = wanted_size(
+            self.fleet.size,
+            self.config.replicas,
+            most,
+            wait,
+            self.config.aim_wait_ms / 1e3,
+            now - self.needed,
+            self.config.linger_seconds,
+        )
+        if size < self.fleet.size or self.fleet.settled():  # what is on its way is not asked for twice, but may go
             self.fleet.resize(size)
 
     def _expire(self, now: float) -> None:
