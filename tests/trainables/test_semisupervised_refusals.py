@@ -38,7 +38,7 @@ def test_gradnorm_refuses_scores_beyond_one(folder: Path, monkeypatch: pytest.Mo
 
 def test_unlabelled_text_that_is_too_long_is_named_by_its_own_key(folder: Path, tmp_path: Path) -> None:
     words = read_corpus(toy.config("qe_ebm", folder).train).source[0].split()
-    (tmp_path / "text.txt").write_text(" ".join(words * 200) + "\n", "utf-8")
+    (tmp_path / "text.txt").write_text(" ".join(words * 15) + "\n", "utf-8")
     model = {"variant": "transformer-toy", "changes": {**toy.SMALL["transformer-toy"], "longest": 60}}
     settings = {"model": model, "vocabulary": {"path": str(folder / "transformer-toy")}}
     unlabelled = {"path": str(tmp_path / "text.txt"), "max_source_tokens": 300}
