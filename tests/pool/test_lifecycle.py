@@ -78,12 +78,21 @@ def test_an_interrupted_command_ends_nothing_that_was_up(standing: Standing, mon
     assert not standing.ended
 
 
-def test_the_cluster_has_room_for_the_most_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the last of them would be waited for, and never be placed."""
+@pytest.mark.parametrize(("most", "said"), [(4, True), (3, False)])
+def test_a_cluster_that_may_grow_is_no_obstacle(
+    most: int, said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the first replicas must find room; of more than there is room for a line tells."""
     monkeypatch.setattr(lifecycle.actors, "find", lambda name: None)
     monkeypatch.setattr(lifecycle.ray, "cluster_resources", lambda: {"CPU": 3.0})
     monkeypatch.setattr(lifecycle.ray, "available_resources", lambda: {"CPU": 3.0})
-    monkeypatch.setattr(lifecycle.ray.util, "placement_group", lambda *given, **more: pytest.fail("it took the room"))
-    config = CONFIG.model_copy(update={"most_replicas": 4})
+
+    def taken(*given: Any, **more: Any) -> Any:
+        raise ResourceError("it took the room")
+
+    monkeypatch.setattr(lifecycle.ray.util, "placement_group", taken)
+    with pytest.raises(ResourceError, match="it took the room"):
+        lifecycle.up("default", CONFIG.model_copy(update={"most_replicas": most}))
+    assert ("most_replicas is 4, and the cluster has no room" in caplog.text) == said
     with pytest.raises(ResourceError, match=r"needs 4 CPUs \(4 replicas of 1 CPUs and 0 GPUs\), and the cluster has 3"):
-        lifecycle.up("default", config)
+        lifecycle.up("default", CONFIG.model_copy(update={"replicas": 4}))

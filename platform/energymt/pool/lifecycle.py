@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,8 @@ from energymt.pool import actors
 from energymt.pool.fleet import SERVING
 from energymt.pool.settings import PoolConfig, pinned
 from energymt.pool.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 FREE_SECONDS = 5.0  # that Ray takes at most to hear that an actor's resources are free again
 GROUP_SECONDS = 60.0  # for the resources of a pool
@@ -117,12 +120,14 @@ def _short(need: dict[str, float], have: dict[str, float]) -> list[str]:
     return [kind for kind, amount in need.items() if amount > have.get(kind, 0.0) + 1e-6]
 
 
+def _need(config: PoolConfig, replicas: int) -> dict[str, float]:
+    return {"CPU": config.cpus * replicas, "GPU": config.gpus * replicas}
+
+
 def _reserve(name: str, config: PoolConfig) -> PlacementGroup:
-    """Take the resources of the first replicas, or say what is missing: of free ones for these, of any for the most."""
-    until, most = time.monotonic() + FREE_SECONDS, max(config.replicas, config.most_replicas or 1)
-    looks = ((ray.cluster_resources, "has", most), (ray.available_resources, "has free", config.replicas))
-    for resources, word, replicas in looks:
-        need = {"CPU": config.cpus * replicas, "GPU": config.gpus * replicas}
+    """Take the resources of the first replicas, or say what is missing; a cluster that grows may have room for more."""
+    until, need = time.monotonic() + FREE_SECONDS, _need(config, config.replicas)
+    for resources, word in ((ray.cluster_resources, "has"), (ray.available_resources, "has free")):
         while short := _short(need, have := resources()):  # type: ignore[no-untyped-call]
             if word == "has free" and time.monotonic() < until:
                 time.sleep(0.25)
@@ -130,9 +135,16 @@ def _reserve(name: str, config: PoolConfig) -> PlacementGroup:
             wanted = " and ".join(f"{need[kind]:g} {kind}s" for kind in short)
             there = " and ".join(f"{have.get(kind, 0.0):g}" for kind in short)
             raise ResourceError(
-                f"The energy pool {name} needs {wanted} ({replicas} replicas of {config.cpus:g} CPUs and "
+                f"The energy pool {name} needs {wanted} ({config.replicas} replicas of {config.cpus:g} CPUs and "
                 f"{config.gpus:g} GPUs), and the cluster {word} {there}: ask for fewer or smaller replicas."
             )
+    most = _need(config, config.most_replicas or config.replicas)
+    if _short(most, ray.cluster_resources()):  # type: ignore[no-untyped-call]
+        logger.warning(
+            "most_replicas is %d, and the cluster has no room for so many now: the pool %s grows to what finds room.",
+            config.most_replicas,
+            name,
+        )
     bundle = {kind: amount for kind, amount in (("CPU", config.cpus), ("GPU", config.gpus)) if amount > 0}
     group = ray.util.placement_group(
         [bundle] * config.replicas, strategy="PACK", name=actors.group_name(name), lifetime="detached"
