@@ -36,7 +36,7 @@ def pool(local_ray: Path) -> Iterator[Any]:
 
     def up(name: str, **settings: Any) -> dict[str, Any]:
         config = PoolConfig(
-            **{"estimator": str(estimators.converted("kiwi")), "cpus": 0.25, "ping_seconds": 0.5, **settings}
+            **{"estimator": str(estimators.converted("kiwi")), "cpus": 0.15, "ping_seconds": 0.5, **settings}
         )
         found = lifecycle.up(name, config, wait=240.0)
         started.append(name)
