@@ -47,7 +47,7 @@ class ToOne:
 
         self.actor, self.post = actor, Post()
 
-    def view(self, fresh: bool) -> View:
+    def view(self, fresh: bool, seconds: float) -> View:
         return View({0: 0})
 
     def send(self, replica: int, request: Any) -> Any:
