@@ -80,7 +80,7 @@ def test_its_keys_and_its_resolved_configuration(trainable: str, folder: Path) -
     assert keys.code == 0
     for key in ("quality (required)", "samples (5)", "balance.kind ('ratio')", "alarms.kl_to_start (1.0)"):
         assert re.search(rf"^{re.escape(key)}: \S", keys.out, re.MULTILINE), key
-    assert ("dynamic.learns ('head')" in keys.out) == (trainable == "qe_ebm")
+    assert ("dynamic.learns (None)" in keys.out) == (trainable == "qe_ebm")
     shown = quick("config", "show", trainable, "-c", "run.yaml", "--set", "balance.kind=gradnorm", folder=folder)
     assert shown.code == 0, shown.err
     found = yaml.safe_load(shown.out)

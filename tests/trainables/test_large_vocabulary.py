@@ -24,7 +24,7 @@ def terms_of(name: str, trainable: Any) -> list[Term]:
     batch = collate(trainable.text.train, range(SENTENCES))
     if name == "supervised":
         return trainable.losses(batch)
-    unlabelled = trainable.losses(trainable.rollout(batch, STEP))[0] if name == "ppo" else trainable.losses(batch, STEP)
+    unlabelled = trainable.first_losses(batch, STEP, []) if name == "ppo" else trainable.losses(batch, STEP)
     return [*unlabelled, *trainable.labelled_losses(batch)]
 
 
