@@ -155,7 +155,12 @@ def _pooled(name: str, run: str, deterministic: bool) -> Quality:
     def score(sources: Sequence[str], translations: Sequence[str]) -> Sequence[float]:
         return estimator.score_lines(sources, translations)
 
-    return Quality(estimator, score, pupil, estimator.close)
+    def close() -> None:
+        if pupil is not None:
+            pupil.thread.shutdown(wait=False, cancel_futures=True)
+        estimator.close()
+
+    return Quality(estimator, score, pupil, close)
 
 
 class _Own:
@@ -235,6 +240,7 @@ class _Pooled:
         from energymt.pool.lessons import from_wire
         from energymt.pool.opening import frozen_address, learnt_part
 
-        copy = load_estimator(fetch(frozen_address(self.name)))
-        EstimatorLearner(copy, learnt_part(self.name)).install(from_wire(self.learner.state()))
+        copy, part = load_estimator(fetch(frozen_address(self.name))), learnt_part(self.name)
+        assert part is not None, "who teaches was refused a static pool"
+        EstimatorLearner(copy, part).install(from_wire(self.learner.state()))
         return copy

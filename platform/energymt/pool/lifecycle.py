@@ -55,7 +55,7 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
     }
     try:
         ray.remote(Supervisor).options(**options).remote(name, config)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves nothing behind
         ray.util.remove_placement_group(group)
         raise
     try:

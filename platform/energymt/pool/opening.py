@@ -27,8 +27,6 @@ def open_pool(name: str, run: str = "", *, alone: bool = False) -> tuple[PooledE
         EnergyUnavailable: no such pool.
         StorageError: the estimator's folder cannot be read from here, or holds other weights than the pool serves.
     """
-    if not ray.is_initialized():
-        ground.join()
     config = _settings(name)
     found = find_estimator(config)
     if callable(found):
@@ -48,25 +46,22 @@ def require_learning(name: str, wanted: bool) -> None:
     Raises:
         ConfigurationError: with what to do.
     """
-    if not ray.is_initialized():
-        ground.join()
-    found = lifecycle.status(name)
-    if found["learns"] and not wanted:
+    config = _settings(name)
+    if config.learns and not wanted:
         raise ConfigurationError(
-            f"The pool {name} learns (learns={found['learns']}), so that what it serves changes: ask "
-            f"{found['estimator']} itself, or a pool that was started without `learns`."
+            f"The pool {name} learns (learns={config.learns}), so that what it serves changes: ask "
+            f"{config.estimator} itself, or a pool that was started without `learns`."
         )
-    if wanted and not found["learns"]:
+    if wanted and not config.learns:
         raise ConfigurationError(
-            f"The pool {name} is static and nobody can teach it: start one by `energymt pool up {found['estimator']} "
+            f"The pool {name} is static and nobody can teach it: start one by `energymt pool up {config.estimator} "
             f"--name NAME --set learns=head`, or leave `dynamic` out."
         )
 
 
-def learnt_part(name: str) -> Learns:
-    """Which weights of its estimator a pool learns."""
-    learns: Learns = lifecycle.status(name)["learns"]
-    return learns
+def learnt_part(name: str) -> Learns | None:
+    """Which weights of its estimator a pool learns; None: it is static."""
+    return _settings(name).learns
 
 
 def served_address(name: str) -> str:
@@ -75,10 +70,7 @@ def served_address(name: str) -> str:
     Raises:
         EnergyUnavailable: no such pool.
     """
-    if not ray.is_initialized():
-        ground.join()
-    address: str = lifecycle.status(name)["estimator"]
-    return address
+    return _settings(name).estimator
 
 
 def frozen_address(name: str) -> str:
@@ -97,4 +89,6 @@ def frozen_address(name: str) -> str:
 
 
 def _settings(name: str) -> PoolConfig:
+    if not ray.is_initialized():
+        ground.join()
     return PoolConfig.model_validate(lifecycle.status(name)["settings"])

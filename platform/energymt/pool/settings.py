@@ -35,7 +35,7 @@ class PoolConfig(Section):
     replicas: PositiveInt = 1
     """Replicas at the start, and the fewest."""
     most_replicas: PositiveInt | None = None
-    """Most replicas when requests wait, for which the cluster must have room; none: as many as at the start."""
+    """Most replicas when requests wait, as far as the cluster has room then; none: as many as at the start."""
     cpus: NonNegativeFloat = 1.0
     """CPUs of a replica."""
     gpus: NonNegativeFloat = 0.0
