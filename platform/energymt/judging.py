@@ -44,11 +44,12 @@ def judge(
     *,
     unrelated: float = 0.0,
     cut: float = 0.0,
+    twice: float = 0.0,
 ) -> Iterator[JudgedLine]:
     """Translations of `corpus` by each model, each of them also damaged; empty translations are left out.
 
     What a translator hardly ever does, an estimator must see too, or it will not know that it is bad: a fluent sentence
-    that translates something else, and a good one that stops half-way.
+    that translates something else, a good one that stops half-way, and one that comes twice.
 
     Args:
         addresses: of translators.
@@ -58,6 +59,7 @@ def judge(
         seed: of all draws.
         unrelated: share of the sources that also get the translation of another one.
         cut: share of the sources that also get the beginning of their translation alone.
+        twice: share of the sources that also get their translation two times over.
     """
     assert corpus.target is not None
     metric = CHRF()
@@ -76,6 +78,9 @@ def judge(
         random = np.random.default_rng([seed, number])
         versions[f"{address} (unrelated)"] = [_other(row, found, unrelated, random) for row in range(len(found))]
         versions[f"{address} (cut)"] = [_beginning(text, cut, random) for text in found]
+        versions[f"{address} (twice)"] = [
+            f"{text} {text}" if text and random.random() < twice else "" for text in found
+        ]
         for system, translations in versions.items():
             for source, translation, reference in zip(corpus.source, translations, references, strict=True):
                 if translation:

@@ -131,22 +131,25 @@ def test_the_seed_decides_the_damage_and_text_files_do_too(folder: Path, tmp_pat
     assert other != first and whole[0] == whole[1]
 
 
-def test_translations_of_others_and_beginnings_are_judged_too(folder: Path, tmp_path: Path) -> None:
+def test_translations_of_others_beginnings_and_repetitions_are_judged_too(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.tsv"
-    options = ("--data", "test.tsv", "--output", str(out), "--unrelated", "0.5", "--cut", "0.5")
+    options = ("--data", "test.tsv", "--output", str(out), "--unrelated", "0.5", "--cut", "0.5", "--twice", "0.5")
     assert judge(folder, TEACHER, *options).code == 0
     lines: dict[str, dict[str, dict[str, str]]] = {}
     for line in rows_of(out):
         lines.setdefault(line["system"], {})[line["source"]] = line
     whole, unrelated, cut = lines[TEACHER], lines[f"{TEACHER} (unrelated)"], lines[f"{TEACHER} (cut)"]
-    assert len(lines) == 3 and 4 <= len(unrelated) <= 20 and 4 <= len(cut) <= 20
+    twice = lines[f"{TEACHER} (twice)"]
+    assert len(lines) == 4 and all(4 <= len(some) <= 20 for some in (unrelated, cut, twice))
     texts = {line["translation"] for line in whole.values()}
     for source, line in unrelated.items():
         assert line["translation"] in texts and line["translation"] != whole[source]["translation"]
     for source, line in cut.items():
         words, all_words = line["translation"].split(), whole[source]["translation"].split()
         assert 0 < len(words) < len(all_words) and words == all_words[: len(words)]
-    for line in (*unrelated.values(), *cut.values()):
+    for source, line in twice.items():
+        assert line["translation"] == " ".join([whole[source]["translation"]] * 2)
+    for line in (*unrelated.values(), *cut.values(), *twice.values()):
         chrf = sacrebleu.sentence_chrf(line["translation"], [line["reference"]]).score
         assert float(line["score"]) == pytest.approx(chrf / 100, abs=6e-5)
         assert line["reference"] == whole[line["source"]]["reference"]

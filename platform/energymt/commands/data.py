@@ -40,6 +40,9 @@ def judge(
     cut: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the sources that also get the beginning of theirs alone.")
     ] = 0.0,
+    twice: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the sources that also get theirs two times over.")
+    ] = 0.0,
     beam: Annotated[int, typer.Option(min=1, help="Beam of an autoregressive model.")] = 1,
     iterations: Annotated[int, typer.Option(min=1, help="Mask-predict iterations of a CMLM.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the damage.")] = 1,
@@ -58,7 +61,7 @@ def judge(
     corpus = read_corpus(where)
     options = DecodingOptions(beam=beam, length_beam=1, iterations=iterations)
     lines = ["\t".join(COLUMNS)]
-    for line in judged(models, corpus, options, damage or (), seed, unrelated=unrelated, cut=cut):
+    for line in judged(models, corpus, options, damage or (), seed, unrelated=unrelated, cut=cut, twice=twice):
         lines.append(str(line))
         if len(lines) % 5000 == 1:
             plain(f"{len(lines) - 1:,} translations judged ({line.system})")
