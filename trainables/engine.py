@@ -4,7 +4,8 @@
 
 A_Ψ gives logits z_1..z_T from the source and a length, all target tokens masked; E is `AutoregressiveEnergy` with the
 operators O1 (`feed`) and O2 (`score`). The length head goes on learning. The checkpoint is chosen by the *discrete*
-dev energy: that of the argmax tokens (oracle lengths), because the relaxed one can fall while translations get worse.
+dev energy: that of the argmax tokens (oracle lengths), because the relaxed one can fall while translations get worse;
+or, by `choose_by`, by what one pass with predicted lengths writes.
 
 Energies add up (`energies.weighted`): with `quality` the loss is E_Θ − w · s, with s the score of a quality estimator.
 No paper has this combination. What an estimator trains is then watched on dev as in QE-EBM (`monitor`).
@@ -25,7 +26,7 @@ from torch import Tensor
 from energymt.configuration import ModelConfig, OptimizerConfig
 from energymt.data.corpus import task_prefixes
 from energymt.data.vocabulary import require_same
-from energymt.dev_judges import JudgedConfig, open_judges, require_other_judge
+from energymt.dev_judges import JudgedConfig, open_judges, require_judge, require_other_judge
 from energymt.development import energy_scores, translate_dev, translation_scores
 from energymt.devices import choose_device
 from energymt.distillation import pseudo_corpus
@@ -68,6 +69,8 @@ class Config(JudgedConfig):
     """Weight of the length loss, both in nats per sentence (published: 1)."""
     masked_weight: float = Field(default=0.0, ge=0)
     """Weight of a masked cross-entropy on the same targets, in nats per token (published code: 0)."""
+    choose_by: Literal["energy", "chrf", "bleu", "judge"] = "energy"
+    """Dev value that chooses the checkpoint; with `quality`, `judge` or `chrf` is what neither energy trains."""
     quality: str | None = None
     """Address of a quality estimator whose energy joins the teacher's: a folder, or `pool:NAME`; None leaves it out."""
     quality_weight: PositiveFloat = 1.0
@@ -79,11 +82,9 @@ class Config(JudgedConfig):
 class Engine:
     """Energy minimisation with full masking."""
 
-    METRIC = "dev/energy"
-    HIGHER_IS_BETTER = False
-
     def __init__(self, config: Config) -> None:
         require_quality(config)
+        self.METRIC, self.HIGHER_IS_BETTER = f"dev/{config.choose_by}", config.choose_by != "energy"
         teacher = load_translator(fetch(config.teacher))
         if not isinstance(teacher, AutoregressiveModel):
             raise ConfigurationError(
@@ -226,6 +227,7 @@ def require_quality(config: Config) -> None:
             f"or leave {fields[0]} out and score the finished model (`energymt evaluate --judge`)."
         )
     require_other_judge(config, config.quality)
+    require_judge(config, config.choose_by)
 
 
 TRAINABLE = Engine

@@ -39,6 +39,12 @@ def require_other_judge(config: JudgedConfig, quality: str | None) -> None:
         )
 
 
+def require_judge(config: JudgedConfig, choose_by: str) -> None:
+    """Raise a ConfigurationError if a judge shall choose the checkpoint and there is none."""
+    if choose_by == "judge" and config.judge is None:
+        raise ConfigurationError("choose_by is judge and no judge is named: set judge to an estimator's address.")
+
+
 def open_judges(config: JudgedConfig, text: Text, quality: Quality, device: torch.device) -> dict[str, TextScore]:
     """`quality`, the estimator that trains, and `judge` where one is named: scores of translations of the dev text."""
     judges = {"quality": quality.score}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from energymt import runs
 from energymt.configuration import TrainingConfig
+from energymt.outcome import Outcome
 from energymt.tracking import NO_TRACKING, Tracker, open_tracker
 
 INTERRUPTED = 130
@@ -64,8 +65,8 @@ def launch(
             from energymt.tracking.provenance import describe_run
 
             describe_run(tracker, trainable, config.model_dump(mode="json"), folder)
-        best, metrics, interrupted, step = _train(trainable, config, folder, placement, tracker, echo)
-        status = "KILLED" if interrupted else "FINISHED"
+        outcome = _train(trainable, config, folder, placement, tracker, echo)
+        status = "KILLED" if outcome.interrupted else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
@@ -73,16 +74,14 @@ def launch(
         left = tracker.finish(status)
         if left:
             echo(left)
-    if interrupted:
-        sentence = f"Stopped at step {step} of {config.steps}; the same command goes on from there."
-        return Ending(sentence, INTERRUPTED, metrics)
-    module = runs.load_trainable(trainable)
-    metric = module.TRAINABLE.METRIC
-    value = metrics.get(metric, best)
-    sentence = f"{folder / runs.MODEL} holds the model: {metric} {value:.4g} after {step} steps."
+    if outcome.interrupted:
+        sentence = f"Stopped at step {outcome.step} of {config.steps}; the same command goes on from there."
+        return Ending(sentence, INTERRUPTED, outcome.metrics)
+    value = outcome.metrics.get(outcome.metric, outcome.best or 0.0)
+    sentence = f"{folder / runs.MODEL} holds the model: {outcome.metric} {value:.4g} after {outcome.step} steps."
     if bookkeeping.uri != NO_TRACKING:
-        sentence += " " + _register(folder, metric, value, module.TRAINABLE.HIGHER_IS_BETTER, bookkeeping)
-    return Ending(sentence, 0, metrics)
+        sentence += " " + _register(folder, outcome.metric, value, outcome.higher_is_better, bookkeeping)
+    return Ending(sentence, 0, outcome.metrics)
 
 
 def _train(
@@ -92,17 +91,14 @@ def _train(
     placement: Placement,
     tracker: Tracker,
     echo: Callable[[str], None],
-) -> tuple[float, dict[str, float], bool, int]:
+) -> Outcome:
     if not placement.on_ray:
-        result = runs.train(trainable, config, folder, tracker, echo)
-        progress = result.progress
-        return progress.best or 0.0, result.metrics, result.interrupted, progress.step
+        return Outcome.of(runs.train(trainable, config, folder, tracker, echo))
     start_ray([config])
     from energymt.cluster.launch import Workers, train_on_ray
 
     workers = Workers(placement.workers, gpus=placement.gpus_per_worker)
-    outcome = train_on_ray(trainable, config, folder, workers=workers, tracker=tracker, echo=echo)
-    return outcome.best or 0.0, outcome.metrics, outcome.interrupted, outcome.step
+    return train_on_ray(trainable, config, folder, workers=workers, tracker=tracker, echo=echo)
 
 
 def start_ray(configs: Iterable[TrainingConfig]) -> None:

@@ -29,7 +29,7 @@ from energymt.data.corpus import Corpus, DataConfig, read_corpus, sources_alone,
 from energymt.data.neighbours import load_neighbours
 from energymt.data.pairing import NeighbourPlan, PairedPlan
 from energymt.decoding.sampling import SAMPLE_STREAM, Samples, sample
-from energymt.dev_judges import JudgedConfig, on_dev, open_judges, require_other_judge
+from energymt.dev_judges import JudgedConfig, on_dev, open_judges, require_judge, require_other_judge
 from energymt.development import translate_dev, translation_scores
 from energymt.devices import choose_device
 from energymt.energies import QualityEnergy
@@ -116,8 +116,7 @@ class SemiSupervised:
     """Name of the unlabelled loss."""
 
     def __init__(self, config: SemiSupervisedConfig, learns: Learns | None = None, feed: str = "ST") -> None:
-        if config.choose_by == "judge" and config.judge is None:
-            raise ConfigurationError("choose_by is judge and no judge is named: set judge to an estimator's address.")
+        require_judge(config, config.choose_by)
         require_other_judge(config, config.quality)
         if config.balance.kind == "gradnorm" and self.TERM != "energy":
             raise ConfigurationError(

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Trainable(Protocol):
     """A method: what it trains, on which data, by which loss, and what says on dev that it got better."""
 
-    METRIC: str
+    METRIC: str  # of the class, or of an instance whose configuration chooses it
     HIGHER_IS_BETTER: bool
     config: TrainingConfig
     model: Network
@@ -76,6 +76,8 @@ class Result:
     progress: Progress
     metrics: dict[str, float]  # dev values of the final model
     interrupted: bool
+    metric: str  # what chose the checkpoint
+    higher_is_better: bool
 
 
 def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop: Stop | None = None) -> Result:
@@ -115,10 +117,11 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
     if fabric.is_global_zero and progress.step > resumed_at and progress.step % config.checkpoint_every != 0:
         checkpoints.save(model, optimizer, progress)
     if stop.requested and progress.step < config.steps and not progress.stopped_early:
-        return Result(progress, {}, interrupted=True)
+        return Result(progress, {}, True, trainable.METRIC, trainable.HIGHER_IS_BETTER)
     if not progress.kept:  # every best model of a finished run was damaged: its last one is left
         report(progress.step, assess(trainable, fabric, checkpoints, progress))
-    return Result(progress, finish(trainable, fabric, checkpoints, progress), interrupted=False)
+    final = finish(trainable, fabric, checkpoints, progress)
+    return Result(progress, final, False, trainable.METRIC, trainable.HIGHER_IS_BETTER)
 
 
 def look_first(

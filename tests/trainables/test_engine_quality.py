@@ -157,6 +157,24 @@ def test_a_judge_stands_beside_the_estimator_and_the_start_is_looked_at(
     trainable.close()
 
 
+@pytest.mark.parametrize("choice", ["energy", "chrf", "bleu", "judge"])
+def test_the_configuration_says_what_chooses_the_checkpoint(
+    choice: str, folder: Path, estimator: Path, tmp_path: Path
+) -> None:
+    trainable = judged(folder, estimator, choose_by=choice, steps=9)
+    result, reports = toy.fitted(trainable, tmp_path)
+    looks = {step: values[f"dev/{choice}"] for step, values in reports if "dev/energy" in values}
+    best = min(looks.values()) if choice == "energy" else max(looks.values())
+    assert len(set(looks.values())) > 1 and looks[result.progress.best_step] == best
+    assert (result.metric, result.higher_is_better) == (f"dev/{choice}", choice != "energy")
+    trainable.close()
+
+
+def test_a_judge_that_chooses_must_be_named(folder: Path, estimator: Path) -> None:
+    with pytest.raises(ConfigurationError, match="choose_by is judge and no judge is named"):
+        made(folder, quality=str(estimator), choose_by="judge")
+
+
 def test_an_alarm_compares_with_the_start_and_ends_the_run(folder: Path, estimator: Path, tmp_path: Path) -> None:
     """Also where the run was cut in between: the first look is in its checkpoints."""
     far = {"alarms": {"kl_to_start": 1e-6, "least_chrf": 0.0}, "steps": 9}

@@ -6,7 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from energymt.cluster.worker import ATTEMPT, FAILURE, STOP, work
 from energymt.configuration import TrainingConfig
 from energymt.errors import EnergymtError, ResourceError
 from energymt.folders import write_atomically
+from energymt.outcome import Outcome
 from energymt.tracking import NullTracker, Tracker
 from energymt.tracking.relay import LogRelay
 
@@ -44,17 +45,6 @@ class Workers:
     def together(self) -> dict[str, float]:
         """What the whole group takes from the cluster."""
         return {name: self.count * amount for name, amount in self.each().items()}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to, in plain numbers."""
-
-    step: int
-    best: float | None
-    best_step: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    interrupted: bool = False
 
 
 def train_on_ray(

@@ -11,11 +11,12 @@ from typing import Any
 import ray.tune
 
 from energymt import runs
-from energymt.cluster.launch import Outcome, Workers, train_on_ray
+from energymt.cluster.launch import Workers, train_on_ray
 from energymt.cluster.outcomes import DIVERGED, FINISHED, OUTCOME, read_outcome
 from energymt.cluster.worker import Reporting
 from energymt.errors import DivergenceError
 from energymt.folders import write_atomically
+from energymt.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,8 @@ def _train(folder: Path, settings: dict[str, Any], job: TrialJob) -> dict[str, A
     config = module.Config.model_validate(settings)
     try:
         if job.in_process:
-            tracker = Reporting(job.metric, ray.tune.report)
-            result = runs.train(job.trainable, config, folder, tracker, lambda text: None)
-            progress = result.progress
-            outcome = Outcome(
-                progress.step, progress.best, progress.best_step, result.metrics, interrupted=result.interrupted
-            )
+            tracker = Reporting(ray.tune.report)
+            outcome = Outcome.of(runs.train(job.trainable, config, folder, tracker, lambda text: None))
         else:
             from ray.tune.integration.ray_train import TuneReportCallback
 

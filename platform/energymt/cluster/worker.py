@@ -6,6 +6,7 @@ import json
 import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from energymt import runs
 from energymt.errors import EnergymtError, StorageError
 from energymt.folders import write_atomically
+from energymt.outcome import Outcome
 from energymt.tracking import NullTracker
 from energymt.training import Stop
 
@@ -24,7 +26,7 @@ MISTAKES = (TypeError, ValueError, LookupError, AttributeError, NameError, Impor
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Train; returns the fields of `launch.Outcome`.
+    """Train; returns the fields of an `Outcome`.
 
     An error that a new start would repeat is written down and raised: the group is started once more, finds the note
     and ends.
@@ -36,7 +38,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     try:
         module = runs.load_trainable(job["trainable"])
         config = module.Config.model_validate(job["config"])
-        tracker = Reporting(module.TRAINABLE.METRIC, ray.train.report)
+        tracker = Reporting(ray.train.report)
         result = runs.train(job["trainable"], config, folder, tracker, lambda text: None, SharedStop(folder / STOP))
     except EnergymtError as error:
         write_atomically(folder / FAILURE, json.dumps({"type": type(error).__name__, "sentence": str(error)}))
@@ -46,14 +48,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         note = {"type": "EnergymtError", "sentence": sentence, "traceback": traceback.format_exc().splitlines()}
         write_atomically(folder / FAILURE, json.dumps(note, indent=1))
         raise
-    progress = result.progress
-    return {
-        "step": progress.step,
-        "best": progress.best,
-        "best_step": progress.best_step,
-        "metrics": result.metrics,
-        "interrupted": result.interrupted,
-    }
+    return asdict(Outcome.of(result))
 
 
 def _check_shared(folder: Path, attempt: str) -> None:
@@ -95,10 +90,10 @@ def _largest(value: float) -> float:
 class Reporting(NullTracker):
     """A tracker that only tells Ray the dev values; every worker must, and the first one's values count."""
 
-    def __init__(self, metric: str, report: Callable[[dict[str, Any]], None]):
-        self._metric, self._report = metric, report
+    def __init__(self, report: Callable[[dict[str, Any]], None]):
+        self._report = report
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Report dev values."""
-        if self._metric in values:
+        if any(name.startswith("dev/") for name in values):
             self._report({**values, "step": step})
