@@ -5,7 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import sacrebleu
 
+from energymt.decoding.rerank import Utility
 from energymt.models.scoring import score_lines
 from tests import estimators
 from tests.commands.conftest import STUDENT, TEACHER
@@ -128,8 +130,18 @@ def test_an_estimator_chooses_the_text_that_it_scores_highest(model: str, width:
     assert [line.split(" ||| ")[1] for line in best_two] == [candidates[0][row] for row in order[:2]]
 
 
-def test_a_metric_that_compares_chooses_by_consensus_among_samples(shared: Path) -> None:
-    lines, judge = sentences(shared, 4), str(estimators.converted("regression"))
+def by_metric(sources: list[str], translations: list[str], references: list[str]) -> list[float]:
+    return score_lines(estimators.estimator("regression"), sources, translations, references)
+
+
+def by_chrf(sources: list[str], translations: list[str], references: list[str]) -> list[float]:
+    rows = zip(translations, references, strict=True)
+    return [sacrebleu.sentence_chrf(own, [other]).score for own, other in rows]
+
+
+@pytest.mark.parametrize("utility", [by_metric, by_chrf])
+def test_a_metric_that_compares_chooses_by_consensus_among_samples(utility: Utility, shared: Path) -> None:
+    lines, judge = sentences(shared, 4), "chrf" if utility is by_chrf else str(estimators.converted("regression"))
     drawn = ("--samples", "4", "--seed", "3")
     listed = translations(TEACHER, lines, shared, *drawn, "--n-best", "4")
     candidates = [line.split(" ||| ")[1] for line in listed]
@@ -138,7 +150,7 @@ def test_a_metric_that_compares_chooses_by_consensus_among_samples(shared: Path)
         own = candidates[4 * row : 4 * row + 4]
         pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
         columns = ([line] * 12, [own[a] for a, _ in pairs], [own[b] for _, b in pairs])
-        values = score_lines(estimators.estimator("regression"), *columns)
+        values = utility(*columns)
         means = [sum(v for v, (a, _) in zip(values, pairs, strict=True) if a == place) / 3 for place in range(4)]
         wanted.append(own[means.index(max(means))])
     assert translations(TEACHER, lines, shared, *drawn, "--rerank", judge) == wanted

@@ -25,7 +25,7 @@ Samples = Annotated[int | None, typer.Option(min=1, help="Draw so many candidate
 Seed = Annotated[int, typer.Option(min=0, help="Of the draws.")]
 Rerank = Annotated[
     str | None,
-    typer.Option(help="Teacher or estimator that picks among the candidates; one that compares: by consensus (MBR)."),
+    typer.Option(help="Teacher or estimator that picks among the candidates; `chrf`, or one that compares: MBR."),
 ]
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import torch
 
 from energymt.data.vocabulary import require_same
 from energymt.decoding.perturbed import perturbed
+from energymt.decoding.rerank import chrf_utility
 from energymt.decoding.translate import DecodingOptions, Translator
 from energymt.devices import choose_device
 from energymt.errors import ConfigurationError, DataError
@@ -23,6 +24,8 @@ from energymt.models.scoring import needs_references, score_lines
 from energymt.perturbation import PerturbationOptions, open_perturbation
 from energymt.quality import POOL, open_quality
 from energymt.storage import fetch
+
+CHRF = "chrf"  # in the place of an address; a folder of that name is ./chrf
 
 
 def translate_stream(
@@ -57,8 +60,8 @@ def open_translator(
 ) -> Translator:
     """A model folder with one of the engines; `rerank` is the address of a teacher, estimator or pool that chooses.
 
-    An estimator that compares with references is given the other candidates for them (minimum Bayes risk). `change`
-    nudges the encoder states. `held` closes the connection to a pool.
+    An estimator that compares with references is given the other candidates for them (minimum Bayes risk), and so is
+    chrF (`rerank="chrf"`). `change` nudges the encoder states. `held` closes the connection to a pool.
     """
     if engine == "torch":
         model: Any = load_translator(folder)
@@ -72,6 +75,8 @@ def open_translator(
         model = load_export(folder, engine, precision)
     if rerank is None:
         return Translator(model, options)
+    if rerank == CHRF:
+        return Translator(model, options, utility=chrf_utility)
     if rerank.startswith(POOL):
         quality = held.enter_context(closing(open_quality(rerank, torch.device("cpu"))))  # it computes elsewhere
         return Translator(model, options, quality=quality.score)
