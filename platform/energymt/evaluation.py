@@ -99,7 +99,7 @@ def evaluate_models(
     """
     teacher = load_teacher(energy) if energy is not None else None
     opened = {f"{JUDGED} {address}": open_judge(address, choose_device("auto")) for address in judges}
-    plain = options.model_copy(update={"samples": None})
+    plain = options.model_copy(update={"samples": None, "temperature": 1.0, "top_p": 1.0})
     systems = [
         evaluate_model(address, corpus, own, teacher, oracle_lengths, opened, chooser)
         for address, (own, chooser) in zip(addresses, [(options, rerank), (plain, None)], strict=False)
@@ -150,6 +150,8 @@ def evaluate_model(
 def _name(address: str, options: DecodingOptions, rerank: str | None) -> str:
     """Of a system: a model may stand beside itself, decoded in another way."""
     drawn = [] if options.samples is None else [f"{options.samples:,} samples (seed {options.seed})"]
+    shaped = {"temperature": options.temperature, "top_p": options.top_p}
+    drawn += [f"{key} {value:g}" for key, value in shaped.items() if value != 1.0]
     chosen = [] if rerank is None else [f"re-ranked by {rerank}"]
     return ", ".join([address, *drawn, *chosen])
 

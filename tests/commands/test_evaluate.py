@@ -140,7 +140,7 @@ def test_what_re_ranks_is_told_against_the_plain_output_of_the_same_model(shared
 
 def test_the_consensus_of_samples_is_scored_as_it_is_translated(shared: Path, tmp_path: Path) -> None:
     judge = str(estimators.converted("regression"))
-    drawn = ("--samples", "4", "--seed", "3", "--rerank", judge)
+    drawn = ("--samples", "4", "--seed", "3", "--top-p", "0.9", "--rerank", judge)
     files = ("--output", str(tmp_path / "translations"), "--json", str(tmp_path / "scores.json"))
     done = quick("evaluate", TEACHER, *DATA, *drawn, "--against", TEACHER, "--beam", "1", *files, folder=shared)
     assert (done.code, done.err) == (0, "")
@@ -150,7 +150,7 @@ def test_the_consensus_of_samples_is_scored_as_it_is_translated(shared: Path, tm
     greedy = quick("translate", TEACHER, "--beam", "1", folder=shared, stdin=stdin).out
     second = json.loads((tmp_path / "scores.json").read_text("utf-8"))["systems"][1]
     assert second["outputs"] == greedy.splitlines() != wanted.splitlines()
-    assert f"{TEACHER}, 4 samples (seed 3), re-ranked by {judge}  (24" in done.out
+    assert f"{TEACHER}, 4 samples (seed 3), top_p 0.9, re-ranked by {judge}  (24" in done.out
 
 
 def test_oracle_lengths_are_those_of_the_references(shared: Path, tmp_path: Path) -> None:

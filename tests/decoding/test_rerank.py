@@ -201,6 +201,20 @@ def test_candidates_are_drawn_by_the_sentence_and_the_seed_alone(transformer, se
         assert [item.extra["energy"] for _, item in two] == pytest.approx([-item.total for _, item in two], abs=1e-3)
 
 
+@pytest.mark.parametrize("shape", [{"temperature": 1e-3}, {"top_p": 1e-3}])
+def test_samples_of_no_spread_are_the_greedy_translation(shape, transformer, sentences):
+    texts = [" ".join(map(str, ids)) for ids in sentences(5)]
+    greedy = Translator(transformer, DecodingOptions(beam=1, max_length=5)).translate(texts)
+    options = DecodingOptions(samples=4, n_best=4, max_length=5)
+    wide = Translator(transformer, options).translate(texts)
+    narrow = Translator(transformer, options.model_copy(update=shape)).translate(texts)
+    for one, found, other in zip(greedy, narrow, wide, strict=True):
+        assert {item.ids for _, item in found} == {one[0][1].ids} != {item.ids for _, item in other}
+        assert found[0][1].total == pytest.approx(one[0][1].total, rel=1e-4), "of the translator's own distribution"
+    with pytest.raises(ConfigurationError, match="set samples too"):
+        Translator(transformer, DecodingOptions(max_length=5, **shape))
+
+
 def test_samples_of_a_parallel_translator_are_refused(masked):
     with pytest.raises(ConfigurationError, match="autoregressive"):
         Translator(masked, DecodingOptions(samples=2))

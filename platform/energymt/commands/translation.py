@@ -23,6 +23,10 @@ Iterations = Annotated[int, typer.Option(min=1, help="Mask-predict iterations of
 Prefix = Annotated[str, typer.Option(help="Task prefix before each source (T5); spaces included.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Draw so many candidates instead of searching.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draws.")]
+Temperature = Annotated[float, typer.Option(min=0.01, help="Of the draws; below 1 they are nearer to the likeliest.")]
+TopP = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Draw from the fewest tokens that have this probability together.")
+]
 Rerank = Annotated[
     str | None,
     typer.Option(help="Teacher or estimator that picks among the candidates; `chrf`, or one that compares: MBR."),
@@ -44,6 +48,8 @@ def translate(
     ] = 1.0,
     samples: Samples = None,
     seed: Seed = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     rerank: Rerank = None,
     engine: Annotated[Engine, typer.Option(help="torch, or an export made by `energymt models export`.")] = "torch",
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Precision of the export.")] = "fp32",
@@ -65,6 +71,8 @@ def translate(
         iterations=iterations,
         samples=samples,
         seed=seed,
+        temperature=temperature,
+        top_p=top_p,
         n_best=n_best,
         length_penalty=length_penalty,
         patience=patience,
@@ -220,6 +228,8 @@ def evaluate(
     iterations: Iterations = 10,
     samples: Samples = None,
     seed: Seed = 1,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     rerank: Rerank = None,
     oracle_lengths: Annotated[
         bool, typer.Option("--oracle-lengths", help="Lengths of the references; --length-beam tries those around them.")
@@ -238,7 +248,15 @@ def evaluate(
         if file is not None and not file.absolute().parent.is_dir():
             raise ConfigurationError(f"The folder of {option} {file} does not exist; make it first.")
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, prefix=prefix))
-    options = DecodingOptions(beam=beam, length_beam=length_beam, iterations=iterations, samples=samples, seed=seed)
+    options = DecodingOptions(
+        beam=beam,
+        length_beam=length_beam,
+        iterations=iterations,
+        samples=samples,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+    )
     addresses = [model] if against is None else [model, against]
     result = evaluate_models(
         addresses, corpus, options, energy=energy, oracle_lengths=oracle_lengths, judges=judge or (), rerank=rerank

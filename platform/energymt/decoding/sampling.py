@@ -168,15 +168,18 @@ def candidates(
     count: int,
     *,
     seed: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
     max_length: int | None = None,
     length_penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
     """`count` sampled translations of each source, the most probable first; equal ones stay, each counts as a draw.
 
-    What is drawn depends on the seed and the sentence alone. Scores are those of `autoregressive.decode`.
+    What is drawn depends on the seed and the sentence alone. Scores are those of `autoregressive.decode`, whatever
+    `temperature` and `top_p` (see `sample`).
     """
     noise = Noise(seed, 0, _names(source).to(source.mask_BS.device), SAMPLE_STREAM)
-    drawn = sample(model, source, noise, count, max_length=max_length)
+    drawn = sample(model, source, noise, count, temperature=temperature, top_p=top_p, max_length=max_length)
     with inference(model):
         logits_RUV = teacher_forced(model, model.encode(source).select(drawn.rows_R), drawn.ids_RT, drawn.mask_RT)
         target_RU, mask_RU = with_end(drawn.ids_RT, drawn.mask_RT, model.vocabulary.eos_id)

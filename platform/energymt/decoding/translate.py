@@ -74,6 +74,10 @@ class DecodingOptions(BaseModel):
     """Draw so many candidates instead of searching (autoregressive); none: search."""
     seed: int = Field(default=1, ge=0)
     """Of the draws."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the draws; below 1 they are nearer to the likeliest."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the fewest tokens that have this probability together; 1 is the translator's own distribution."""
     n_best: int = Field(default=1, ge=1)
     """Translations to give for each line, at most `beam`, `length_beam` or `samples`."""
     tokens_per_batch: int = Field(default=8192, ge=1)
@@ -120,6 +124,8 @@ class Translator:
             if not isinstance(model, AutoregressiveModel):
                 raise ConfigurationError("Samples are drawn from an autoregressive translator in PyTorch alone.")
             name = "samples"
+        elif (self.options.temperature, self.options.top_p) != (1.0, 1.0):
+            raise ConfigurationError("temperature and top_p are of draws, and a search draws nothing: set samples too.")
         self.candidates: int = getattr(self.options, name)
         if self.options.n_best > self.candidates:
             raise ConfigurationError(
@@ -255,6 +261,8 @@ class Translator:
                 source,
                 options.samples,
                 seed=options.seed,
+                temperature=options.temperature,
+                top_p=options.top_p,
                 max_length=options.max_length,
                 length_penalty=options.length_penalty,
             )
