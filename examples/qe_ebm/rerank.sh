@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the estimator is worth without any training: the supervised start of run.sh, whose samples or beam it re-ranks, and
-# minimum Bayes risk by chrF, each against the start's greedy translations; and the same of a trained QE-STATIC.
+# What the estimator is worth without any training: it re-ranks samples or a beam of the supervised start of run.sh, and chrF
+# chooses by consensus, each against the start's own search; and the same of a trained QE-STATIC.
 # run.sh comes first, with seed 1 (its start and estimators), and pooled.sh for the last line.
 #   ENERGYMT_DATA=/path/to/data examples/qe_ebm/rerank.sh          (about a quarter of an hour on one core)
 set -euo pipefail
@@ -15,9 +15,10 @@ score() {
         --data "$ENERGYMT_DATA/multi30k/test_2016_flickr.tsv.gz" \
         --judge "$estimator" --judge "$ENERGYMT_RUNS/estimators/multi30k-judge/model"
 }
-for samples in 4 16; do
-    score "$start" --beam 1 --samples "$samples" --rerank "$estimator"
+for temperature in 1 0.5; do
+    for chooser in "$estimator" chrf; do
+        score "$start" --beam 1 --samples 16 --temperature "$temperature" --rerank "$chooser"
+    done
 done
-score "$start" --beam 1 --samples 16 --rerank chrf
 score "$start" --beam 16 --rerank "$estimator"
-score "$ENERGYMT_RUNS/qe_ebm/pooled-static-1/model" --beam 1 --samples 16 --rerank "$estimator"
+score "$ENERGYMT_RUNS/qe_ebm/pooled-static-1/model" --beam 1 --samples 16 --temperature 0.5 --rerank "$estimator"
