@@ -146,7 +146,8 @@ def labelled_pairs(file: str, command: str) -> int:
         return round(PAIRS * float(found[1]) if found else PAIRS) + PAIRS
     if "filtered.tsv" in command:
         return PAIRS // 5
-    return round(PAIRS * (float(found[1]) if found else 0.2 if re.search("/qe_ebm/|proxy_ebm", file) else 1))
+    fifth = re.search(r"\bshare: 0\.2\b", read(ROOT / file))
+    return round(PAIRS * (float(found[1]) if found else 0.2 if fifth else 1))
 
 
 def write_recordings(data: Path, runs: Path) -> None:
