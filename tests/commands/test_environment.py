@@ -1,6 +1,11 @@
 """`energymt config`, `doctor` and `cluster check`."""
 
 import shutil
+import socket
+import sqlite3
+import threading
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,7 @@ import yaml
 from energymt.models.estimator_variants import ESTIMATORS
 from energymt.models.variants import VARIANTS
 from tests.commands.conftest import TEACHER, configuration
-from tests.terminal import quick
+from tests.terminal import SECONDS, quick, start
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINABLES = ("supervised", "masked", "distilled", "engine", "estimator")
@@ -75,3 +80,45 @@ def test_a_sweep_is_planned_without_being_started(shared: Path) -> None:
     assert done.code == 0, done.err
     assert "25 trials of engine" in done.out and "ranked by dev/" in done.out and "feed=SX,score=ST" in done.out
     assert not (shared / "runs" / "sweeps").exists()
+
+
+def test_the_pages_are_served_until_the_command_is_ended(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "runs").mkdir()
+    sqlite3.connect(tmp_path / "runs" / "mlflow.db").close()
+    process = start("ui", "--port", str(port), folder=tmp_path)
+    try:
+        assert process.stderr is not None and f"http://127.0.0.1:{port}" in process.stderr.readline()
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # so that it never waits for its reader
+        until = time.monotonic() + SECONDS
+        while not answers(port):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.2)
+        quick("ui", "--port", str(port), folder=tmp_path).refuses(3, f"Port {port}", "--port")
+        process.terminate()
+        process.wait(SECONDS)
+        while answers(port):
+            assert time.monotonic() < until + SECONDS
+            time.sleep(0.2)
+    finally:
+        process.kill()
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def test_there_are_no_pages_of_nothing(tmp_path: Path) -> None:
+    quick("ui", folder=tmp_path).refuses(5, "mlflow.db is not there", "ENERGYMT_RUNS")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pages_of_a_server_are_its_own(tmp_path: Path) -> None:
+    done = quick("ui", folder=tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:1")
+    assert (done.code, done.out) == (0, "") and done.err.endswith("open http://127.0.0.1:1\n")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from energymt.commands.training import Config, Settings, Trainable
+from energymt.errors import ResourceError, StorageError
 
 config_app = typer.Typer(no_args_is_help=True)
 cluster_app = typer.Typer(no_args_is_help=True)
@@ -24,15 +28,27 @@ def doctor() -> int:
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000) -> int:
     """Open MLflow's pages on this machine (loopback only)."""
-    import subprocess
-    import sys
-
     from energymt.tracking import tracking_uri
 
     uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"A server holds your runs and models: open {uri}", err=True)
+        return 0
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.is_file():
+        raise StorageError(
+            f"{file} is not there, so nothing has been trained yet; train, or set ENERGYMT_RUNS or MLFLOW_TRACKING_URI."
+        )
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            asked.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ResourceError(f"Port {port} cannot be had ({error.strerror}); choose another by --port.") from None
     typer.echo(f"Runs and models of {uri}: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    return subprocess.call([*command, "--port", str(port)])
+    sys.stderr.flush()
+    os.execv(sys.executable, [*command, "--port", str(port)])  # so that whoever ends this process ends the server
 
 
 @config_app.command("show")
