@@ -214,17 +214,19 @@ class Engine:
 
 
 def require_quality(config: Config) -> None:
-    """Raise a ConfigurationError for a judge or alarms where no estimator trains, and for a judge that trains."""
+    """Raise a ConfigurationError for what has no meaning where no estimator trains, and for a judge that trains."""
     asked = {
         "judge": config.judge is not None,
         "stop_at_alarm": config.stop_at_alarm,
         "alarms": config.alarms != AlarmConfig(),
+        "quality_weight": config.quality_weight != Config.model_fields["quality_weight"].default,
+        "quality_feed": config.quality_feed != Config.model_fields["quality_feed"].default,
     }
     fields = [field for field, is_set in asked.items() if is_set]
     if config.quality is None and fields:
         raise ConfigurationError(
-            f"{fields[0]} is set and quality is not: an estimator that trains is judged, and none does. Set quality, "
-            f"or leave {fields[0]} out and score the finished model (`energymt evaluate --judge`)."
+            f"{fields[0]} is set and quality is not: it is for an estimator that trains, and none does. Set quality, "
+            f"or leave {fields[0]} out (`energymt evaluate --judge` scores a finished model)."
         )
     require_other_judge(config, config.quality)
     require_judge(config, config.choose_by)

@@ -35,7 +35,8 @@ def require_other_judge(config: JudgedConfig, quality: str | None) -> None:
         return
     if config.judge == quality or resolve(config.judge) == resolve(quality):
         raise ConfigurationError(
-            f"judge ({config.judge}) and quality ({quality}) are one estimator: what trains cannot judge as well."
+            f"judge ({config.judge}) and quality ({quality}) are one estimator: what trains cannot judge as well; "
+            f"name another, or leave judge out."
         )
 
 

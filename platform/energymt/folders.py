@@ -199,6 +199,8 @@ def write_error(error: Exception, path: Path) -> StorageError:
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = "the folder is not writable; choose another folder or change its rights."
         return StorageError(f"{path} could not be written: {reason}")
+    if code == errno.EISDIR:
+        return StorageError(f"{path} could not be written: it is a folder; name a file.")
     reason = getattr(error, "strerror", None) or str(error)
     return StorageError(
         f"{path} could not be written ({reason}; {free / 1e6:,.0f} MB free): check the disk and start again."

@@ -79,6 +79,8 @@ def launch(
         return Ending(sentence, INTERRUPTED, outcome.metrics)
     value = outcome.metrics.get(outcome.metric, outcome.best or 0.0)
     sentence = f"{folder / runs.MODEL} holds the model: {outcome.metric} {value:.4g} after {outcome.step} steps."
+    if outcome.best_step == 0 and outcome.metrics.get("checkpoints/averaged", 1.0) == 1.0:
+        sentence += " No evaluation was better than that of the start, so it is the model that the run began with."
     if bookkeeping.uri != NO_TRACKING:
         sentence += " " + _register(folder, outcome.metric, value, outcome.higher_is_better, bookkeeping)
     return Ending(sentence, 0, outcome.metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -15,6 +16,7 @@ from energymt.errors import ConfigurationError, DataError
 from energymt.evaluation import energies_of, load_teacher
 from energymt.metrics.estimation import Agreement, agreements
 from energymt.metrics.gaming import ProbeResult, run_probes
+from energymt.models import AutoregressiveModel
 from energymt.models.estimator import QualityEstimator
 from energymt.models.estimator_folder import load_estimator
 from energymt.models.scoring import needs_references, score_lines
@@ -23,6 +25,7 @@ from energymt.storage import fetch
 ESTIMATOR = "estimator"
 LENGTH_RATIO = "length ratio"
 LOG_PROBABILITY = "log-probability"
+FEWEST = 10  # judgements: of fewer, intervals say nothing
 
 
 def meta_evaluate(
@@ -46,7 +49,7 @@ def meta_evaluate(
 
     Raises:
         DataError: a column of scores that holds something else or judgements that are all equal, in the chosen lines;
-            fewer than two of them.
+            fewer than ten of them.
         ConfigurationError: an estimator that needs references.
     """
     corpus, beside = read_columns(data, [judgement, *baselines, *([only[0]] if only else [])])
@@ -57,10 +60,13 @@ def meta_evaluate(
     judgements = columns[judgement]
     if len(chosen) > 1 and judgements.min() == judgements.max():
         raise DataError(f"All judgements in column {judgement!r} are {judgements[0]:g}: nothing can agree with them.")
+    if len(chosen) < FEWEST:
+        raise DataError(f"{len(chosen)} judged translations are too few to correlate: give {FEWEST} at least.")
+    reader = None if teacher is None else load_teacher(teacher)  # a wrong one is found before all is scored
     scorers: dict[str, Sequence[float]] = {ESTIMATOR: score_lines(_open(address), sources, targets)}
     scorers[LENGTH_RATIO] = length_ratios(sources, targets)
-    if teacher is not None:
-        scorers[LOG_PROBABILITY] = log_probabilities(teacher, [corpus.inputs[row] for row in chosen], targets)
+    if reader is not None:
+        scorers[LOG_PROBABILITY] = log_probabilities(reader, [corpus.inputs[row] for row in chosen], targets)
     for name in baselines:
         scorers[f"column {name}" if name in scorers else name] = columns[name].tolist()
     return agreements(scorers, judgements)
@@ -71,8 +77,8 @@ def _rows(values: Sequence[tuple[str, Any]], column: str, wanted: str, path: str
     texts = [str(value) for _, value in values]
     rows = [row for row, text in enumerate(texts) if text == wanted]
     if not rows:
-        near = get_close_matches(wanted, sorted(set(texts)), n=1, cutoff=0.0)[0]
-        raise DataError(f"No line of {path} has {wanted!r} in column {column!r}; did you mean {near!r}?")
+        near = get_close_matches(wanted, sorted(set(texts)), n=1) or Counter(texts).most_common(1)[0][:1]
+        raise DataError(f"No line of {path} has {wanted!r} in column {column!r}; others have {near[0]!r}.")
     return rows
 
 
@@ -95,9 +101,8 @@ def length_ratios(sources: Sequence[str], targets: Sequence[str]) -> list[float]
     return found
 
 
-def log_probabilities(address: str, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
+def log_probabilities(teacher: AutoregressiveModel, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
     """The mean log-probability of a translation's tokens, end token counted, in nats."""
-    teacher = load_teacher(address)
     energies = energies_of(teacher, sources, targets)
     lengths = [len(teacher.vocabulary.encode(text)) + 1 for text in targets]
     return [-energy / length for energy, length in zip(energies, lengths, strict=True)]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from energymt.training import Result
 
+CHOICE = "dev/choice"  # beside the value that chose the checkpoint, the same by one name for every configuration
+
 
 @dataclass(frozen=True)
 class Outcome:

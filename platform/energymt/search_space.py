@@ -2,7 +2,7 @@
 
 TRAINABLE = "engine"
 SPACE = {"feed": tune.grid_search(["SX", "ST"]), ...}     dotted keys of the trainable's Config, Tune domains
-METRIC, MODE = "dev/energy", "min"
+METRIC, MODE = "dev/energy", "min"                         "dev/choice": what the configuration of qe_ebm chooses by
 BUDGET = Budget(steps=2000, scheduler="asha", grace_steps=500)
 CONFIG = {...}                                            optional: settings that all trials share
 """

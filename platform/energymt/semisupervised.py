@@ -40,6 +40,7 @@ from energymt.models import AutoregressiveModel
 from energymt.models.learning import Learns
 from energymt.monitor import Monitor
 from energymt.operators import Noise
+from energymt.outcome import CHOICE
 from energymt.preparation import Text, open_model, prepare_text, require_room
 from energymt.quality import POOL, open_original, open_quality
 from energymt.records import Batch, Mixture, Pending, Step, StepBatch, Term
@@ -110,7 +111,6 @@ class SemiSupervised:
         waited: seconds that this process has waited for the estimator since it was last asked (`times`).
     """
 
-    METRIC = "dev/choice"
     HIGHER_IS_BETTER = True
     TERM = "energy"
     """Name of the unlabelled loss."""
@@ -128,6 +128,7 @@ class SemiSupervised:
                 "A pool that learns knows a run by its name: set run_name to one of this run's own."
             )
         self.config = config
+        self.METRIC = f"dev/{config.choose_by}"
         self.text = prepare_text(config)
         model = open_model(config, self.text.vocabulary)
         if not isinstance(model, AutoregressiveModel):
@@ -267,7 +268,7 @@ class SemiSupervised:
         training = {"train/gradient_ratio": self.ratios, "train/gradient_cosine": self.cosines}
         means = {name: sum(found) / len(found) for name, found in training.items() if found}
         values |= self.monitor.look(outputs, {**values, **means})
-        values["dev/choice"] = values[f"dev/{self.config.choose_by}"]
+        values[CHOICE] = values[self.METRIC]  # for a sweep, which must name one value for every configuration
         self.ratios, self.cosines = [], []
         return values
 

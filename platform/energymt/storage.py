@@ -52,6 +52,8 @@ def fetch(address: str | Path, *, cache: Path | None = None) -> Path:
     text = str(address)
     if not text.strip():
         raise ConfigurationError("an address is empty: name a path, s3://, runs:/, models:/ or a Hugging Face id.")
+    if text.startswith("pool:"):
+        raise ConfigurationError(f"{text} is an energy pool, and none is asked here: name the estimator's own folder.")
     cache = cache or cache_root()
     if text.startswith("s3://"):
         return _checked(_fetch_s3(text, cache))

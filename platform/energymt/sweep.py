@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from energymt import runs
-from energymt.cluster.outcomes import UNFINISHED, Row, rows, table
+from energymt.cluster.outcomes import UNFINISHED, Row, read_outcome, rows, table
 from energymt.errors import ConfigurationError
 from energymt.folders import write_atomically
 from energymt.launch import start_ray
+from energymt.outcome import CHOICE
 from energymt.search_space import Budget, Cell, cells, load_space
 from energymt.storage import runs_root
 from energymt.tracking import NO_TRACKING
@@ -129,10 +130,12 @@ def _register(found: list[Row], module: Any, name: str, tracking: str | None) ->
     best = next((row for row in found if math.isfinite(row.value) and (row.folder / runs.MODEL).is_dir()), None)
     if best is None:
         return "No trial left a model to register."
+    outcome = read_outcome(best.folder)
+    metric = outcome["metric"] if outcome is not None and module.METRIC == CHOICE else module.METRIC
     version = register_model(
         best.folder / runs.MODEL,
         name,
-        metric=module.METRIC,
+        metric=metric,
         value=best.value,
         mode=module.MODE,
         run_id=run_id_of(best.folder),

@@ -1,5 +1,6 @@
 """Help for every command, and one sentence for a command that is misused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import typer.main
 
 from energymt.cli import app
+from energymt.runs import trainable_names
 from tests.terminal import quick
 
 
@@ -41,6 +43,11 @@ def test_the_commands_are_those_of_the_handbook() -> None:
     wanted |= {"models import", "models average", "models export", "models push"}
     wanted |= {"config show", "config keys", "config variants", "cluster check"}
     assert wanted <= set(COMMANDS)
+
+
+def test_the_help_of_train_names_every_trainable() -> None:
+    shown = COMMANDS["train"].params[0].help
+    assert sorted(re.findall(r"\w+", shown.removeprefix("A name (").split(")")[0])) == trainable_names()
 
 
 @pytest.mark.parametrize("words", ["", "models", "config"])

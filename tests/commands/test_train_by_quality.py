@@ -69,7 +69,7 @@ def test_from_the_command_to_the_model(trainable: str, settings: list[str], fold
 def test_a_plan_trains_nothing(folder: Path) -> None:
     done = train(folder, options=("--dry-run",))
     assert (done.code, done.err) == (0, "")
-    assert re.search(r"trainable +qe_ebm\n", done.out) and "checkpoint by  dev/choice (higher is better)" in done.out
+    assert re.search(r"trainable +qe_ebm\n", done.out) and "checkpoint by  dev/chrf (higher is better)" in done.out
     assert "Nothing was trained and nothing was written." in done.out
     assert not (folder / "runs").exists()
 

@@ -199,7 +199,31 @@ def test_what_is_up_stays_whatever_is_asked_beside_it(place: Path) -> None:
     )
     forked("up", "kiwi", "--name", "second", "--replicas", "3", folder=place).refuses(3, "needs 3 CPUs", "has 2")
     forked("status", "--name", "second", folder=place).refuses(6, "no energy pool second", "`energymt pool up`")
+    forked("down", "--name", "defautl", folder=place).refuses(6, "no energy pool defautl", "(up: default)")
     assert found(place)["replicas"][0]["process"] == before
+
+
+def test_the_code_of_the_documents_runs_as_it_stands(place: Path) -> None:
+    """In a process that nobody has connected to anything."""
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pool.md").read_text("utf-8"), re.DOTALL)[0]
+    shown = code + "print(float(emb_BTD.grad.abs().sum()))\n"
+    command = [sys.executable, "-c", shown]
+    settings = environment(place, variables(place))
+    done = subprocess.run(
+        command, cwd=place, env=settings, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    score, slope = done.stdout.splitlines()
+    assert float(score.strip("[]")) and float(slope) > 0
+
+
+def test_a_connection_joins_by_itself(place: Path) -> None:
+    code = "from energymt.pool.connection import Connection\nwith Connection('nobody', deadline=5): pass\n"
+    settings = environment(place, variables(place))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert "EnergyUnavailable: There is no energy pool nobody in this Ray (up: default)" in done.stderr
 
 
 def test_down_leaves_nothing(place: Path) -> None:

@@ -188,7 +188,12 @@ def test_an_alarm_compares_with_the_start_and_ends_the_run(folder: Path, estimat
 
 
 def test_what_no_estimator_trains_is_not_judged(folder: Path, estimator: Path) -> None:
-    for field, value in (("judge", str(estimator)), ("stop_at_alarm", True), ("alarms", {"repeated": 0.1})):
+    for field, value in (
+        ("judge", str(estimator)),
+        ("stop_at_alarm", True),
+        ("alarms", {"repeated": 0.1}),
+        ("quality_weight", 3.0),
+    ):
         with pytest.raises(ConfigurationError, match=rf"{field} is set and quality is not: .*leave {field} out"):
             made(folder, **{field: value})
 

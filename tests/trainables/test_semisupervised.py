@@ -299,6 +299,7 @@ def test_the_judge_can_choose(folder: Path) -> None:
     trainable = made("static", folder, choose_by="judge", judge=str(folder / "judge"))
     values = trainable.evaluate()
     assert values["dev/choice"] == values["dev/judge"] != values["dev/chrf"]
+    assert trainable.METRIC == "dev/judge" and made("static", folder).METRIC == "dev/chrf"
     with pytest.raises(ConfigurationError, match="no judge is named"):
         made("static", folder, choose_by="judge")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from energymt.commands import selection, speech
-from energymt.errors import ConfigurationError
+from energymt.commands.outputs import require_place
 
 app = typer.Typer(no_args_is_help=True)
 for name, command in {**selection.COMMANDS, **speech.DATA_COMMANDS}.items():
@@ -55,8 +55,7 @@ def judge(
     from energymt.judging import COLUMNS
     from energymt.judging import judge as judged
 
-    if not output.absolute().parent.is_dir():
-        raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
+    require_place("--output", output)
     where = DataConfig(path=data, source=source, target=target, target_path=target_path, rows=rows, prefix=prefix)
     corpus = read_corpus(where)
     options = DecodingOptions(beam=beam, length_beam=1, iterations=iterations)

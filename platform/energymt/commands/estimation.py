@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from energymt.commands.outputs import require_place
 from energymt.errors import ConfigurationError
 
 Estimator = Annotated[str, typer.Argument(help="Address of a quality estimator.")]
@@ -30,7 +31,7 @@ def meta_evaluate(
     from energymt.data.corpus import DataConfig
     from energymt.meta_evaluation import meta_evaluate, show_agreements
 
-    _require_folder(json_file)
+    require_place("--json", json_file)
     column, separator, value = (only or "").partition("=")
     if only is not None and not separator:
         raise ConfigurationError(f"--only {only}: write column=value.")
@@ -63,7 +64,7 @@ def probe(
     from energymt.data.formats import pick
     from energymt.meta_evaluation import probe, show_probes
 
-    _require_folder(json_file)
+    require_place("--json", json_file)
     extra = [] if wrong_language is None else [wrong_language]
     corpus, beside = read_columns(DataConfig(path=data, source=source, target=target, target_path=target_path), extra)
     other = None
@@ -73,11 +74,6 @@ def probe(
     typer.echo(show_probes(found))
     _write(json_file, [item.to_dict() for item in found])
     return 0
-
-
-def _require_folder(file: Path | None) -> None:
-    if file is not None and not file.absolute().parent.is_dir():
-        raise ConfigurationError(f"The folder of --json {file} does not exist; make it first.")
 
 
 def _write(file: Path | None, content: list[dict[str, object]]) -> None:

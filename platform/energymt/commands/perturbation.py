@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from energymt.commands.outputs import require_place
 from energymt.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def alpha_curve(
     from energymt.devices import choose_device
     from energymt.quality import open_judge
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ConfigurationError(f"The folder of --json {json_file} does not exist; make it first.")
+    require_place("--json", json_file)
     if calibrate and len(beam or [1]) > 1:
         raise ConfigurationError("--calibrate learns from the outputs of one beam: name one --beam.")
     options = perturbation_options(proxy, alpha, norm, alpha_steps, 0.0)

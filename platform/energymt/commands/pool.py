@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from energymt.commands.training import Settings, Tracking
+from energymt.pool.naming import DEFAULT, command
 
 app = typer.Typer(no_args_is_help=True)
 
+INTERRUPTED = 130
 RECORD_SECONDS = 5.0  # between two points of a recorded pool
 Name = Annotated[str, typer.Option(help="Name of the pool.")]
 
@@ -26,7 +28,7 @@ def up(
     ],
     replicas: Annotated[int, typer.Option(min=1, help="Replicas.")] = 1,
     settings: Settings = None,
-    name: Name = "default",
+    name: Name = DEFAULT,
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs that a new Ray counts. Default: this machine's.")
     ] = None,
@@ -45,19 +47,24 @@ def up(
     try:
         known = name in lifecycle.names()
         found = lifecycle.up(name, config)
-    except BaseException:
-        if started and not lifecycle.names():  # else another terminal may be about to start a pool in it
+    except BaseException as error:
+        there = lifecycle.names()
+        if started and not there:  # else another terminal may be about to start a pool in it
             ground.end()
-        raise
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        left = "it was up before and stays" if name in there else "nothing of it is left"
+        typer.echo(f"Interrupted before the energy pool {name} served: {left}.", err=True)
+        return INTERRUPTED
     how = "up already" if known else "up"
     typer.echo(f"The energy pool {name} is {how}: {len(found['replicas'])} replica(s) of {found['estimator']}.")
-    typer.echo("Look at it by `energymt pool status`, end it by `energymt pool down`.", err=True)
+    typer.echo(f"Look at it by {command('status', name)}, end it by {command('down', name)}.", err=True)
     return 0
 
 
 @app.command("status")
 def status(
-    name: Name = "default",
+    name: Name = DEFAULT,
     watch: Annotated[bool, typer.Option("--watch", help="Show it live until Ctrl-C.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file instead.")] = None,
     record: Annotated[
@@ -125,16 +132,17 @@ def recording(pool: str, run: str | None, tracking: str | None) -> Iterator[Call
 
 
 @app.command("down")
-def down(name: Name = "default") -> int:
+def down(name: Name = DEFAULT) -> int:
     """End a pool; with the last pool of this machine, also the Ray that `pool up` started."""
     from energymt.pool import ground
 
     ground.join()
     from energymt.pool import lifecycle
 
-    ended = lifecycle.down(name)
-    left = lifecycle.names()
-    last = not left and ground.end()
+    try:
+        ended = lifecycle.down(name)
+    finally:
+        last = not lifecycle.names() and ground.end()
     typer.echo(f"The energy pool {name} is down ({ended} actors ended{'; Ray too' if last else ''}).")
     return 0
 

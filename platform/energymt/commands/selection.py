@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from energymt.commands.outputs import require_place
 from energymt.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def filter_data(
 
     criterion = Criterion(threshold, quantile)
     _require_share(share)
-    if not output.absolute().parent.is_dir():
-        raise ConfigurationError(f"The folder of --output {output} does not exist; make it first.")
+    require_place("--output", output)
     which: dict[str, Any] = {"format": data_format, "rows": rows, "share": share, "share_seed": share_seed}
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, **which))
     with _opened(estimator) as (folder, score):

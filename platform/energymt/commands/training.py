@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from energymt.errors import ConfigurationError
+from energymt.commands.outputs import require_place
 
 if TYPE_CHECKING:
     from energymt.configuration import TrainingConfig
 
 Trainable = Annotated[
     str,
-    typer.Argument(help="Name in trainables/ (supervised, masked, distilled, engine, estimator), or a dotted path."),
+    typer.Argument(
+        help="A name (supervised, masked, distilled, engine, qe_ebm, reinforce, ppo, estimator, proxy, proxy_ebm, "
+        "proxy_speech, speech), or the dotted path of a module."
+    ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the configuration.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", "-s", help="key.sub=value, over the file; repeatable.")]
@@ -106,8 +109,7 @@ def demo(
     """The whole story on a generated toy language, in minutes: teacher, CMLM, distilled CMLM, ENGINE."""
     from energymt.demo import run_demo
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ConfigurationError(f"The folder of --json {json_file} does not exist; make it first.")
+    require_place("--json", json_file)
     run_demo(seed, json_file, tracking)
     return 0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from energymt.commands.outputs import require_place
 from energymt.commands.perturbation import Alpha, Norms, Proxy, Steps, Trust, perturbation_options
 from energymt.errors import ConfigurationError, DataError, StorageError
 
@@ -244,9 +245,8 @@ def evaluate(
     from energymt.decoding.translate import DecodingOptions
     from energymt.evaluation import evaluate_models, show
 
-    for option, file in (("--json", json_file), ("--output", output)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ConfigurationError(f"The folder of {option} {file} does not exist; make it first.")
+    require_place("--json", json_file)
+    require_place("--output", output)
     corpus = read_corpus(DataConfig(path=data, source=source, target=target, target_path=target_path, prefix=prefix))
     options = DecodingOptions(
         beam=beam,

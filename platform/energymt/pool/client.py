@@ -18,6 +18,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from energymt.errors import EnergyTimeout, EnergyUnavailable, EnergyVersionError
+from energymt.pool.naming import command
 from energymt.pool.wire import Ragged, Refusal, Reply, Request
 
 PAUSE = 0.1  # seconds until everybody is asked again, or a pool that has nobody to ask is looked at
@@ -275,15 +276,15 @@ class Ticket:
         if self._was_slow() or (self.refusal is not None and self.refusal.reason in ("busy", "late")):
             return EnergyTimeout(
                 f"The energy pool {pool} did not answer {len(self.request)} sentences within {seconds}: it is too slow "
-                f"for its callers; see `energymt pool status`, add replicas, or raise the deadline."
+                f"for its callers; see {command('status', pool)}, add replicas, or raise the deadline."
             )
         if self.refusal is not None and self.refusal.reason == "stale":
             return EnergyVersionError(
                 f"The energy pool {pool} holds version {self.refusal.version} and version {self.request.version} was "
-                f"asked for, for {seconds}: a learning step did not end; see `energymt pool status`."
+                f"asked for, for {seconds}: a learning step did not end; see {command('status', pool)}."
             )
         reason = f" ({self.trouble})" if self.trouble else ""
         return EnergyUnavailable(
-            f"The energy pool {pool} had no replica that could answer for {seconds}{reason}: see `energymt pool "
-            f"status`, or start it by `energymt pool up`."
+            f"The energy pool {pool} had no replica that could answer for {seconds}{reason}: see "
+            f"{command('status', pool)}, or start it by {command('up', pool)}."
         )

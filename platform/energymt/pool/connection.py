@@ -13,8 +13,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from energymt.errors import EnergyUnavailable
-from energymt.pool import actors
+from energymt.pool import actors, ground, lifecycle
 from energymt.pool.client import Call, Client, GoneError, View
+from energymt.pool.naming import DEFAULT, missing
 from energymt.pool.post import Post
 from energymt.pool.wire import Request
 
@@ -38,7 +39,7 @@ class RayTransport:
         self.name = name
         self.supervisor = actors.find(actors.supervisor_name(name))
         if self.supervisor is None:
-            raise EnergyUnavailable(f"There is no energy pool {name} in this Ray: start it by `energymt pool up`.")
+            raise EnergyUnavailable(missing(name, lifecycle.names()))
         self.handles: dict[int, Any] = {}
         self.post = Post()
         self.seen, self.seen_at = View({}), -1e9
@@ -107,7 +108,8 @@ class RayTransport:
 class Connection:
     """A caller of a pool, with a lease that is renewed while the process lives.
 
-    Use it as a context, or call `close`; if the process dies, the lease ends by itself.
+    Use it as a context, or call `close`; if the process dies, the lease ends by itself. A process that is in no Ray yet
+    joins that of this machine's pools.
 
     Args:
         name: of the pool.
@@ -116,7 +118,9 @@ class Connection:
         options: of the `Client`.
     """
 
-    def __init__(self, name: str = "default", beat_seconds: float = 5.0, run: str = "", **options: Any) -> None:
+    def __init__(self, name: str = DEFAULT, beat_seconds: float = 5.0, run: str = "", **options: Any) -> None:
+        if not ray.is_initialized():
+            ground.join()
         self.transport, self.run = RayTransport(name), run
         self.client = Client(self.transport, **options)
         self.label = f"{platform.node()}:{os.getpid()}"

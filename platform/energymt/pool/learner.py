@@ -14,6 +14,7 @@ from energymt.models.learning import Lesson, LessonOptions
 from energymt.pool import actors, lifecycle
 from energymt.pool.connection import Connection
 from energymt.pool.lessons import LearnPart, LearnRefusal, LearnReply, WireState, pack_lesson
+from energymt.pool.naming import command, missing
 
 PAUSE = 0.5  # seconds until a supervisor that is started again is asked again
 GRACE = 5.0  # seconds for an answer that is on its way when the time is over
@@ -77,7 +78,7 @@ class PooledLearner:
         while True:
             supervisor = actors.find(actors.supervisor_name(name))
             if supervisor is None:
-                raise EnergyUnavailable(f"There is no energy pool {name} in this Ray: start it by `energymt pool up`.")
+                raise EnergyUnavailable(missing(name, lifecycle.names()))
             try:
                 answer = ray.get(call(supervisor), timeout=max(0.001, until - time.monotonic()))
             except RayTaskError as error:
@@ -85,7 +86,7 @@ class PooledLearner:
             except GetTimeoutError:
                 raise EnergyTimeout(
                     f"The energy pool {name} did not come to {what} within {self.seconds:g} s ({trouble}); see "
-                    f"`energymt pool status`."
+                    f"{command('status', name)}."
                 ) from None
             except RayError as error:  # it is being started again, and has forgotten the question
                 trouble = " ".join(str(error).split())[:200]
@@ -99,7 +100,7 @@ class PooledLearner:
 def _error(name: str, what: str, refusal: LearnRefusal) -> EnergyTimeout | EnergyUnavailable:
     if refusal.reason == "late":
         return EnergyTimeout(
-            f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt; see `energymt pool "
-            f"status`."
+            f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt; see "
+            f"{command('status', name)}."
         )
     return EnergyUnavailable(f"The energy pool {name} did not come to {what}: {refusal.detail}. Nothing was learnt.")

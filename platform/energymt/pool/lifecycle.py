@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup
 from energymt.errors import ConfigurationError, EnergyUnavailable, ResourceError
 from energymt.pool import actors
 from energymt.pool.fleet import SERVING
+from energymt.pool.naming import command, missing
 from energymt.pool.settings import PoolConfig, pinned
 from energymt.pool.supervisor import Supervisor
 
@@ -65,7 +66,7 @@ def up(name: str, config: PoolConfig, wait: float = 600.0) -> dict[str, Any]:
                 f"The energy pool {name} does not start ({found['trouble'] or 'too slow'}); nothing of it is left."
             )
     except BaseException:
-        down(name)
+        _remove(name)
         raise
     return found
 
@@ -79,13 +80,13 @@ def _join(name: str, config: PoolConfig, until: float) -> dict[str, Any]:
     if other:
         raise ConfigurationError(
             f"The energy pool {name} is up with other settings ({', '.join(other.values())}): ask for the same, "
-            f"choose another name by --name, or end it by `energymt pool down` before."
+            f"choose another name by --name, or end it by {command('down', name)} before."
         )
     found = _all_serving(name, config, until)
     if not _serves(found, config):
         raise EnergyUnavailable(
             f"The energy pool {name} is up already and not all its replicas serve ({found['trouble'] or 'too slow'}): "
-            f"see `energymt pool status`, and end it by `energymt pool down` if it does not recover."
+            f"see {command('status', name)}, and end it by {command('down', name)} if it does not recover."
         )
     return found
 
@@ -97,7 +98,7 @@ def _await_supervisor(name: str) -> None:
         if time.monotonic() > until:
             raise EnergyUnavailable(
                 f"The room of the energy pool {name} is taken by a `pool up` that has not come to its end: free it by "
-                f"`energymt pool down` and try again."
+                f"{command('down', name)} and try again."
             )
         time.sleep(0.2)
 
@@ -183,7 +184,7 @@ def status(name: str) -> dict[str, Any]:
     while True:
         supervisor = actors.find(actors.supervisor_name(name))
         if supervisor is None:
-            raise EnergyUnavailable(f"There is no energy pool {name} in this Ray: start it by `energymt pool up`.")
+            raise EnergyUnavailable(missing(name, names()))
         try:
             found: dict[str, Any] = ray.get(supervisor.status.remote(), timeout=ANSWER_SECONDS)
         except (GetTimeoutError, RayError) as error:
@@ -191,7 +192,7 @@ def status(name: str) -> dict[str, Any]:
             if not restarting or time.monotonic() > until:
                 raise EnergyUnavailable(
                     f"The supervisor of the energy pool {name} does not answer "
-                    f"({' '.join(str(error).split())[:200]}); end the pool by `energymt pool down`."
+                    f"({' '.join(str(error).split())[:200]}); end the pool by {command('down', name)}."
                 ) from None
             time.sleep(0.5)
         else:
@@ -206,8 +207,20 @@ def names() -> list[str]:
 
 
 def down(name: str) -> int:
-    """End a pool: supervisor, replicas, and what it had reserved. How many actors that were."""
-    ended = 0
+    """End a pool: supervisor, replicas, and what it had reserved. How many actors that were.
+
+    Raises:
+        EnergyUnavailable: there is nothing of such a pool.
+    """
+    ended, freed = _remove(name)
+    if not ended and not freed:
+        raise EnergyUnavailable(missing(name, names()))
+    return ended
+
+
+def _remove(name: str) -> tuple[int, bool]:
+    """How many actors ended, and whether room was freed."""
+    ended, freed = 0, False
     supervisor = actors.find(actors.supervisor_name(name))
     if supervisor is not None:
         with suppress(GetTimeoutError, RayError):
@@ -220,4 +233,5 @@ def down(name: str) -> int:
     for number, entry in ray.util.placement_group_table().items():
         if entry["name"] == actors.group_name(name) and entry["state"] != "REMOVED":
             ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
-    return ended
+            freed = True
+    return ended, freed

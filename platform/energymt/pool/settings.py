@@ -137,8 +137,8 @@ def require_pinned(config: PoolConfig, folder: Path) -> None:
     """
     if config.fingerprint and _fingerprint(folder) != config.fingerprint:
         raise StorageError(
-            f"{folder} holds other weights than when the energy pool was started: bring those back, or end the pool by "
-            f"`energymt pool down` and start it anew."
+            f"{folder} holds other weights than when the energy pool was started: bring those back, or end the pool "
+            f"(`energymt pool down`) and start it anew."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +19,8 @@ def render(status: dict[str, Any]) -> Table:
         caption=f"up for {status['seconds']:.0f} s; callers: {leases}{trouble}",
         title_justify="left",
         caption_justify="left",
-        box=SIMPLE,
+        box=None,
+        padding=(0, 1, 0, 0),
     )
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
@@ -31,8 +31,8 @@ def render(status: dict[str, Any]) -> Table:
             row["state"],
             *map(str, counts),
             f"{100 * row.get('fill', 0.0):.0f} %",
-            f"{1e3 * row['wait_p50']:.0f} / {1e3 * row['wait_p95']:.0f}",
-            f"{1e3 * row['latency_p50']:.0f} / {1e3 * row['latency_p95']:.0f}",
+            f"{1e3 * row['wait_p50']:.0f}/{1e3 * row['wait_p95']:.0f}",
+            f"{1e3 * row['latency_p50']:.0f}/{1e3 * row['latency_p95']:.0f}",
             str(row["restarts"]),
         )
     return table
