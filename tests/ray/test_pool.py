@@ -43,7 +43,7 @@ def pool(local_ray: Path) -> Iterator[Any]:
         return found
 
     yield up
-    for name in started:
+    for name in set(started) & set(lifecycle.names()):
         lifecycle.down(name)
 
 
