@@ -226,7 +226,7 @@ def test_nobody_there() -> None:
     pool.trouble = "replicas: 0 restarting, 1 dead"
     said = raised(pool, EnergyUnavailable)
     assert "for 30 s (replicas: 0 restarting, 1 dead)" in said
-    assert "start it by `energymt pool up`" in said
+    assert "start it by `energymt pool up ESTIMATOR" in said
     assert len(pool.views) < 400 and all(pause < 0.101 for pause in pool.clock.sleeps)
 
 

@@ -129,7 +129,7 @@ def test_a_pool_that_is_not_there(local_ray: Path) -> None:
     from energymt.pool import lifecycle
     from energymt.pool.connection import Connection
 
-    with pytest.raises(EnergyUnavailable, match=r"no energy pool nowhere .* `energymt pool up`"):
+    with pytest.raises(EnergyUnavailable, match=r"no energy pool nowhere .* `energymt pool up .* --name nowhere`"):
         Connection("nowhere")
     with pytest.raises(EnergyUnavailable, match="no energy pool nowhere"):
         lifecycle.status("nowhere")

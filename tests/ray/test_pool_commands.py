@@ -198,7 +198,9 @@ def test_what_is_up_stays_whatever_is_asked_beside_it(place: Path) -> None:
         2, "pool default is up with other settings (precision is fp32 and not bf16)", "--name", "`energymt pool down`"
     )
     forked("up", "kiwi", "--name", "second", "--replicas", "3", folder=place).refuses(3, "needs 3 CPUs", "has 2")
-    forked("status", "--name", "second", folder=place).refuses(6, "no energy pool second", "`energymt pool up`")
+    forked("status", "--name", "second", folder=place).refuses(
+        6, "no energy pool second", "`energymt pool up ESTIMATOR --name second`"
+    )
     forked("down", "--name", "defautl", folder=place).refuses(6, "no energy pool defautl", "(up: default)")
     assert found(place)["replicas"][0]["process"] == before
 

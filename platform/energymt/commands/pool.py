@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,8 @@ def up(
 
     One that is up already stays as it is, and other settings for it are refused. Keys of --set: `energymt pool keys`.
     """
+    from ray.exceptions import RayError
+
     from energymt.configuration import read_config
     from energymt.pool import ground, lifecycle
     from energymt.pool.settings import PoolConfig, pinned
@@ -48,7 +50,9 @@ def up(
         known = name in lifecycle.names()
         found = lifecycle.up(name, config)
     except BaseException as error:
-        there = lifecycle.names()
+        there: list[str] = []
+        with suppress(RayError):  # if that is gone as well
+            there = lifecycle.names()
         if started and not there:  # else another terminal may be about to start a pool in it
             ground.end()
         if not isinstance(error, KeyboardInterrupt):

@@ -286,5 +286,5 @@ class Ticket:
         reason = f" ({self.trouble})" if self.trouble else ""
         return EnergyUnavailable(
             f"The energy pool {pool} had no replica that could answer for {seconds}{reason}: see "
-            f"{command('status', pool)}, or start it by {command('up', pool)}."
+            f"{command('status', pool)}, or start it by {command('up ESTIMATOR', pool)}."
         )

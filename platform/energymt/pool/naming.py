@@ -13,5 +13,4 @@ def command(verb: str, pool: str) -> str:
 def missing(pool: str, there: list[str]) -> str:
     """The sentence for a pool that is not there."""
     others = f" (up: {', '.join(there)})" if there else ""
-    start = command("up", pool).replace("pool up", "pool up ESTIMATOR")
-    return f"There is no energy pool {pool} in this Ray{others}: start it by {start}."
+    return f"There is no energy pool {pool} in this Ray{others}: start it by {command('up ESTIMATOR', pool)}."
