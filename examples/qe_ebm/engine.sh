@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ENGINE with the energy of the teacher alone, and with that of an estimator beside it at two weights: at the start its
-# gradient is then 0.3 and 0.9 times as long as the teacher's. The teacher and the CMLM of examples/multi30k/run.sh and
+# gradient is then about 0.3 and 0.9 times as long as the teacher's. The teacher and the CMLM of examples/multi30k/run.sh and
 # the estimators of examples/estimators/run.sh and examples/qe_ebm/run.sh come first.
 #   ENERGYMT_DATA=/path/to/data examples/qe_ebm/engine.sh          (about an hour on one core)
 # It can be stopped and started again.

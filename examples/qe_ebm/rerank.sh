@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What the estimator is worth without any training: it re-ranks samples or a beam of the supervised start of run.sh, and chrF
-# chooses by consensus, each against the start's own search; and the same of a trained QE-STATIC.
+# What the estimator is worth without any training: it re-ranks samples or a beam of the supervised start of run.sh,
+# and chrF chooses by consensus, each against the start's own search; and the same of a trained QE-STATIC.
 # run.sh comes first, with seed 1 (its start and estimators), and pooled.sh for the last line.
-#   ENERGYMT_DATA=/path/to/data examples/qe_ebm/rerank.sh          (about a quarter of an hour on one core)
+#   ENERGYMT_DATA=/path/to/data examples/qe_ebm/rerank.sh          (about 25 minutes beside other work)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export ENERGYMT_RUNS="${ENERGYMT_RUNS:-$PWD/runs}"

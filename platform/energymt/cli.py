@@ -11,9 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from energymt.commands import data, environment, estimation, models, perturbation, pool, speech, training, translation
-from energymt.errors import EnergymtError, StorageError
+from energymt.errors import INTERRUPTED, EnergymtError, StorageError
 
-INTERRUPTED = 130
 # Older versions of Typer take this class from Click, newer ones have their own: both go by the error that they share.
 UsageError: Any = typer.BadParameter.__base__
 

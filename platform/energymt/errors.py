@@ -3,6 +3,8 @@
 Each error is one sentence: what is wrong, where, and what to do. The command line prints it without a traceback.
 """
 
+INTERRUPTED = 130  # exit code, where no error was raised: Ctrl-C or SIGTERM
+
 
 class EnergymtError(Exception):
     """An error that the user can act on; the command line prints its sentence and exits with `exit_code`."""

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from energymt import runs
 from energymt.configuration import TrainingConfig
+from energymt.errors import INTERRUPTED
 from energymt.outcome import Outcome
 from energymt.tracking import NO_TRACKING, Tracker, open_tracker
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,9 @@ def _rows(values: Sequence[tuple[str, Any]], column: str, wanted: str, path: str
     texts = [str(value) for _, value in values]
     rows = [row for row, text in enumerate(texts) if text == wanted]
     if not rows:
-        near = get_close_matches(wanted, sorted(set(texts)), n=1) or Counter(texts).most_common(1)[0][:1]
-        raise DataError(f"No line of {path} has {wanted!r} in column {column!r}; others have {near[0]!r}.")
+        usual, _ = Counter(texts).most_common(1)[0]
+        near = [*get_close_matches(wanted, sorted(set(texts)), n=1), usual][0]
+        raise DataError(f"No line of {path} has {wanted!r} in column {column!r}; others have {near!r}.")
     return rows
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from energymt import runs
 from energymt.cluster.outcomes import UNFINISHED, Row, read_outcome, rows, table
-from energymt.errors import ConfigurationError
+from energymt.errors import INTERRUPTED, ConfigurationError
 from energymt.folders import write_atomically
 from energymt.launch import start_ray
 from energymt.outcome import CHOICE
@@ -29,7 +29,6 @@ from energymt.tracking import NO_TRACKING
 from energymt.tracking.nested import NestedTracking
 
 DESCRIPTION = "sweep.json"
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

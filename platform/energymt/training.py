@@ -75,9 +75,9 @@ class Result:
 
     progress: Progress
     metrics: dict[str, float]  # dev values of the final model
-    interrupted: bool
     metric: str  # what chose the checkpoint
     higher_is_better: bool
+    interrupted: bool = False
 
 
 def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop: Stop | None = None) -> Result:
@@ -87,6 +87,7 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
         DivergenceError: loss or gradient not finite; nothing is updated, the last checkpoint stays.
     """
     config, model, stop = trainable.config, trainable.model, stop or Stop()
+    criterion = trainable.METRIC, trainable.HIGHER_IS_BETTER
     model.to(fabric.device)
     optimizer = make_optimizer(model, config.optimizer)
     checkpoints = Checkpoints(folder, config.keep_best, trainable)
@@ -117,11 +118,10 @@ def fit(trainable: Trainable, fabric: Fabric, folder: Path, report: Report, stop
     if fabric.is_global_zero and progress.step > resumed_at and progress.step % config.checkpoint_every != 0:
         checkpoints.save(model, optimizer, progress)
     if stop.requested and progress.step < config.steps and not progress.stopped_early:
-        return Result(progress, {}, True, trainable.METRIC, trainable.HIGHER_IS_BETTER)
+        return Result(progress, {}, *criterion, interrupted=True)
     if not progress.kept:  # every best model of a finished run was damaged: its last one is left
         report(progress.step, assess(trainable, fabric, checkpoints, progress))
-    final = finish(trainable, fabric, checkpoints, progress)
-    return Result(progress, final, False, trainable.METRIC, trainable.HIGHER_IS_BETTER)
+    return Result(progress, finish(trainable, fabric, checkpoints, progress), *criterion)
 
 
 def look_first(

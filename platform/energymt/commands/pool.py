@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from energymt.commands.training import Settings, Tracking
+from energymt.errors import INTERRUPTED
 from energymt.pool.naming import DEFAULT, command
 
 app = typer.Typer(no_args_is_help=True)
 
-INTERRUPTED = 130
 RECORD_SECONDS = 5.0  # between two points of a recorded pool
 Name = Annotated[str, typer.Option(help="Name of the pool.")]
 
@@ -49,7 +49,7 @@ def up(
     try:
         known = name in lifecycle.names()
         found = lifecycle.up(name, config)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C, too, leaves no Ray without a pool
         there: list[str] = []
         with suppress(RayError):  # if that is gone as well
             there = lifecycle.names()
